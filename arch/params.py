@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+The whole contract of an architecture: what ``arch/<name>/arch.py`` fills in.
+
+An architecture is data. ``arch.py`` binds one global, ``ARCH = ArchParams(...)``, and has no logic.
+Everything is checked when the object is made; a wrong value raises ArchError with the field, the value
+and what was expected. Bit numbers and masks are those of the hardware page-table format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+ENTRY_BITS = 64
+# A page-table entry is 8 bytes on every architecture we describe.
+ENTRY_SHIFT = 3
+
+
+class ArchError(Exception):
+    """An architecture description is missing or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Attr:
+    """
+    One attribute of a page-table entry, as the bits that say it is on or off.
+
+    The attribute is on iff ``pte & mask == on``. Switching it writes ``on`` or ``off`` into the mask.
+    A plain bit is ``Attr.bit(n)``; a bit with the opposite sense ``Attr.inverted(n)``; arm64's write
+    permission, which is two bits of opposite sense, is written out.
+    """
+
+    mask: int
+    on: int
+    off: int = 0
+
+    @staticmethod
+    def bit(number: int) -> Attr:
+        """Attribute that is on when bit ``number`` is 1."""
+        return Attr(1 << number, 1 << number)
+
+    @staticmethod
+    def inverted(number: int) -> Attr:
+        """Attribute that is on when bit ``number`` is 0."""
+        return Attr(1 << number, 0, 1 << number)
+
+    def check(self, where: str) -> None:
+        """Raise ArchError unless on and off are two different values inside the mask."""
+        if not 0 < self.mask < 1 << ENTRY_BITS:
+            raise ArchError(f"{where}: mask {self.mask:#x} is not a {ENTRY_BITS}-bit mask")
+        if (self.on | self.off) & ~self.mask or self.on == self.off:
+            raise ArchError(
+                f"{where}: on {self.on:#x} and off {self.off:#x} must differ inside mask {self.mask:#x}"
+            )
+
+
+@dataclass(frozen=True)
+class PteFormat:
+    """
+    The bits of a page-table entry, the same at every level.
+
+    Attributes:
+        user: bits set in every user leaf entry besides the attributes below (type, cacheability, user).
+        table: bits set in an entry that points to the next level.
+        present: the entry maps something; must be on in ``user`` and ``table`` alike.
+        write, young, dirty, special: as pte_write(), pte_young(), pte_dirty(), pte_special().
+        exec: user code may be fetched.
+        prot_none: marks a present page of a PROT_NONE mapping (``present`` is off then).
+        leaf: at a level above the last, the entry maps memory itself rather than a table.
+        pfn_pos: bit where the page frame number starts; None = at the page shift (physical address).
+        pfn_bits: how many bits the physical address has (pfn_pos None) or the pfn field has.
+    """
+
+    user: int
+    table: int
+    present: Attr
+    write: Attr
+    young: Attr
+    dirty: Attr
+    special: Attr
+    exec: Attr
+    prot_none: Attr
+    leaf: Attr
+    pfn_pos: int | None
+    pfn_bits: int
+
+    def attributes(self) -> dict[str, Attr]:
+        """Return the named attributes, in order of declaration."""
+        return {name: a for name, a in self.__dict__.items() if isinstance(a, Attr)}
+
+    def pfn_mask(self, page_shift: int) -> int:
+        """Return the mask of the pfn field for a base page of 2**page_shift bytes."""
+        if self.pfn_pos is None:
+            return (1 << self.pfn_bits) - (1 << page_shift)
+        return ((1 << self.pfn_bits) - 1) << self.pfn_pos
+
+    def pfn_shift(self, page_shift: int) -> int:
+        """Return the bit where the pfn starts."""
+        return page_shift if self.pfn_pos is None else self.pfn_pos
+
+    def check(self, where: str, page_shift: int) -> None:
+        """Raise ArchError, naming the field and the bit, when fields overlap or do not fit."""
+        pfn = self.pfn_mask(page_shift)
+        if pfn >> ENTRY_BITS:
+            raise ArchError(f"{where}.pfn_bits: {self.pfn_bits} reach beyond bit {ENTRY_BITS - 1}")
+        taken: dict[int, str] = {b: "pfn" for b in range(ENTRY_BITS) if pfn >> b & 1}
+        for name, attr in self.attributes().items():
+            attr.check(f"{where}.{name}")
+            if name in ("present", "leaf", "prot_none"):
+                continue  # these may share bits with one another: they are read in different states
+            for b in (b for b in range(ENTRY_BITS) if attr.mask >> b & 1):
+                if b in taken:
+                    raise ArchError(f"{where}.{name}: bit {b} overlaps {taken[b]}")
+                taken[b] = name
+        for name in ("present", "leaf", "prot_none"):
+            if getattr(self, name).mask & pfn:
+                raise ArchError(f"{where}.{name}: mask {getattr(self, name).mask:#x} overlaps pfn")
+        for name in ("user", "table"):
+            value = getattr(self, name)
+            if value & pfn:
+                raise ArchError(f"{where}.{name}: {value:#x} overlaps pfn")
+            if value & self.present.mask != self.present.on:
+                raise ArchError(f"{where}.{name}: {value:#x} is not present")
+        if self.table & self.leaf.mask == self.leaf.on:
+            raise ArchError(f"{where}.table: {self.table:#x} reads as a leaf")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the page table: its kernel name (pgd, p4d, pud, pmd, pte) and index bits."""
+
+    name: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """
+    The page table for one base page size.
+
+    Attributes:
+        page_shift: log2 of the base page in bytes.
+        levels: from the root to ``pte``; the last two must be named ``pmd`` and ``pte``.
+        va_bits: bits of a user address that the table translates.
+    """
+
+    page_shift: int
+    levels: tuple[Level, ...]
+    va_bits: int
+
+    @property
+    def pmd_order(self) -> int:
+        """HPAGE_PMD_ORDER: log2 of the base pages that one PMD entry covers."""
+        return self.levels[-1].bits
+
+    def check(self, where: str) -> None:
+        """Raise ArchError when the levels do not add up."""
+        if not 12 <= self.page_shift <= 16:
+            raise ArchError(f"{where}.page_shift: {self.page_shift} is not 12 to 16")
+        if len(self.levels) < 2 or [lv.name for lv in self.levels[-2:]] != ["pmd", "pte"]:
+            raise ArchError(f"{where}.levels: the last two levels must be pmd and pte")
+        for lv in self.levels:
+            if not 1 <= lv.bits <= self.page_shift - ENTRY_SHIFT:
+                raise ArchError(
+                    f"{where}.levels.{lv.name}: {lv.bits} bits do not fit a table of one page "
+                    f"(at most {self.page_shift - ENTRY_SHIFT})"
+                )
+        total = self.page_shift + sum(lv.bits for lv in self.levels)
+        if total != self.va_bits:
+            raise ArchError(f"{where}: page shift and levels sum to {total}, va_bits is {self.va_bits}")
+
+
+@dataclass(frozen=True)
+class ArchParams:
+    """
+    An architecture.
+
+    Attributes:
+        name: SRCARCH, the folder under arch/.
+        machine: what uname -m says there.
+        kconfig_symbol: the symbol that names the architecture in Kconfig (ARM64, X86_64).
+        geometries: one per base page size, smallest first.
+        pte: the entry format.
+        sources: field -> where the number comes from, for whoever checks it.
+    """
+
+    name: str
+    machine: str
+    kconfig_symbol: str
+    geometries: tuple[Geometry, ...]
+    pte: PteFormat
+    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        """Check every field; raises ArchError with field and value."""
+        if not self.geometries:
+            raise ArchError(f"{self.name}.geometries: empty; name at least one base page size")
+        shifts = [g.page_shift for g in self.geometries]
+        if shifts != sorted(set(shifts)):
+            raise ArchError(f"{self.name}.geometries: page shifts {shifts} are not ascending")
+        for g in self.geometries:
+            g.check(f"{self.name}.geometries[{g.page_shift}]")
+            self.pte.check(f"{self.name}.pte", g.page_shift)
+
+    def geometry(self, page_shift: int) -> Geometry:
+        """Return the geometry for a base page of 2**page_shift bytes; ArchError when it has none."""
+        for g in self.geometries:
+            if g.page_shift == page_shift:
+                return g
+        have = ", ".join(f"{1 << g.page_shift >> 10}K" for g in self.geometries)
+        raise ArchError(f"{self.name}: no {1 << page_shift >> 10}K base pages; it has {have}")
