@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Loops over runs of last-level entries. pte is an index into phys; a run never leaves its table. The
+ * Python twins are in mm/ranges.py.
+ */
+#include "core.h"
+
+/**
+ * check_ptes_none - how many entries are none before the first that is not
+ *
+ * Return: nr when all are none.
+ */
+u64 check_ptes_none(struct vk *k, u64 pte, u64 nr)
+{
+	const u64 *p = k->phys + pte;
+	u64 i = 0;
+
+	/* Eight at a time: the stop test costs more than the reads. */
+	for (; i + 8 <= nr; i += 8) {
+		u64 any = 0;
+
+		for (int j = 0; j < 8; j++)
+			any |= p[i + j];
+		if (any)
+			break;
+	}
+	while (i < nr && !p[i])
+		i++;
+	return i;
+}
+
+/** set_ptes - write nr entries with the attributes of entry and pfns that count up from its pfn */
+void set_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
+{
+	u64 *p = k->phys + pte;
+
+	for (u64 i = 0; i < nr; i++)
+		p[i] = entry + (i << PTE_PFN_SHIFT);
+}
+
+/** clear_ptes - make nr entries none */
+void clear_ptes(struct vk *k, u64 pte, u64 nr)
+{
+	u64 *p = k->phys + pte;
+
+	for (u64 i = 0; i < nr; i++)
+		p[i] = 0;
+}
+
+/** modify_ptes - take bits out of, then put bits into nr entries: write-protect, age, new protection */
+void modify_ptes(struct vk *k, u64 pte, u64 clear, u64 set, u64 nr)
+{
+	u64 *p = k->phys + pte;
+
+	for (u64 i = 0; i < nr; i++)
+		p[i] = (p[i] & ~clear) | set;
+}
+
+/**
+ * folio_pte_batch - how many entries continue the first: present, next pfn, equal but for ignore
+ * @max: at least 1; the caller ends it at the folio, the VMA and the table
+ */
+u64 folio_pte_batch(struct vk *k, u64 pte, u64 ignore, u64 max)
+{
+	const u64 *p = k->phys + pte;
+	u64 expected = p[0] & ~ignore;
+	u64 i = 1;
+
+	for (; i < max; i++) {
+		expected += (u64)1 << PTE_PFN_SHIFT;
+		if ((p[i] & ~ignore) != expected || !pte_present(p[i]))
+			break;
+	}
+	return i;
+}
+
+/* Pages that a zap takes in one go: present, next pfn, nothing else compared (v1 patch 7). */
+static u64 zap_batch(const u64 *p, u64 max)
+{
+	u64 pfn = pte_pfn(p[0]);
+	u64 i = 1;
+
+	while (i < max && pte_present(p[i]) && pte_pfn(p[i]) == pfn + i)
+		i++;
+	return i;
+}
+
+/**
+ * vk_zap_ptes - unmap the anonymous folios of a run of entries of one table
+ *
+ * Works from RUN_PTE over RUN_NR entries until something needs Python; RUN_REASON says what. Clears
+ * entries, unmaps (folio_remove_rmap_range), drops references and counts.
+ */
+void vk_zap_ptes(struct vk *k)
+{
+	u64 *run = k->run;
+	u64 *mm = k->mm + run[RUN_MM] * MM_RECORD;
+
+	run[RUN_REASON] = EXIT_DONE;
+	while (run[RUN_NR]) {
+		u64 *p = k->phys + run[RUN_PTE];
+		u64 skip = check_ptes_none(k, run[RUN_PTE], run[RUN_NR]);
+
+		if (skip) {
+			run[RUN_PTE] += skip;
+			run[RUN_NR] -= skip;
+			continue;
+		}
+
+		u64 page = pte_present(*p) ? pte_pfn(*p) : 0;
+		u64 folio = page ? page_record(k, page)[PAGE_HEAD] : 0;
+		u32 *head = page_record(k, folio);
+
+		if (!folio || !(head[PAGE_FLAGS] & PG_anon)) {
+			run[RUN_REASON] = EXIT_OTHER;
+			return;
+		}
+		if (!run[RUN_ROOM]) {
+			run[RUN_REASON] = EXIT_FULL;
+			return;
+		}
+
+		u32 order = head[PAGE_ORDER];
+		u64 max = run[RUN_BATCH] ? folio + ((u64)1 << order) - page : 1;
+
+		if (max > run[RUN_NR])
+			max = run[RUN_NR];
+		if (max > run[RUN_ROOM])
+			max = run[RUN_ROOM];
+
+		u64 nr = zap_batch(p, max);
+
+		clear_ptes(k, run[RUN_PTE], nr);
+		u64 unmapped = folio_remove_rmap_range(k, folio, page, nr);
+
+		k->vmstat[VM_nr_anon_pages] -= unmapped;
+		k->event[EV_zap_anon * NR_ORDERS + order] += nr;
+		mm[MM_ANONPAGES] -= nr;
+		head[PAGE_REFCOUNT] -= (u32)nr;
+		run[RUN_PTE] += nr;
+		run[RUN_NR] -= nr;
+		run[RUN_ROOM] -= nr;
+		run[RUN_FOLIO] = folio;
+		/* A page-by-page zap queues a large folio even with its last page (v1 patch 6); a batch does not. */
+		if (order && unmapped && (head[FOLIO_NR_PAGES_MAPPED] || !run[RUN_BATCH])) {
+			run[RUN_REASON] = EXIT_DEFERRED_SPLIT;
+			return;
+		}
+		if (!head[PAGE_REFCOUNT]) {
+			run[RUN_REASON] = EXIT_FREE;
+			return;
+		}
+	}
+}

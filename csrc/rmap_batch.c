@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Loops over the page records of one folio. The Python twins are in mm/ranges.py. */
+#include "core.h"
+
+/** prep_compound_page - make 2^order free pages one folio with one reference and no mapping */
+void prep_compound_page(struct vk *k, u64 pfn, unsigned order, unsigned flags)
+{
+	u32 *p = page_record(k, pfn);
+	u64 nr = (u64)1 << order;
+
+	for (u64 i = 0; i < nr; i++, p += PAGE_RECORD) {
+		for (int w = 0; w < PAGE_RECORD; w++)
+			p[w] = 0;
+		p[PAGE_HEAD] = (u32)pfn;
+	}
+	p = page_record(k, pfn);
+	p[PAGE_FLAGS] = flags;
+	p[PAGE_REFCOUNT] = 1;
+	p[PAGE_ORDER] = order;
+}
+
+/** folio_add_new_anon_rmap - map nr pages of a new folio once each, exclusively (v1 patch 4) */
+void folio_add_new_anon_rmap(struct vk *k, u64 folio, u64 page, u64 nr)
+{
+	u32 *head = page_record(k, folio);
+	u32 *p = page_record(k, page);
+
+	for (u64 i = 0; i < nr; i++, p += PAGE_RECORD) {
+		p[PAGE_MAPCOUNT] = 1;
+		p[PAGE_FLAGS] |= PG_exclusive;
+	}
+	if (head[PAGE_ORDER]) {
+		head[FOLIO_NR_PAGES_MAPPED] = (u32)nr;
+		head[FOLIO_LARGE_MAPCOUNT] = (u32)nr;
+	}
+}
+
+/**
+ * folio_dup_anon_rmap_ptes - map nr pages once more, for a child; none is exclusive any longer
+ *
+ * Return: how many of them were unmapped before.
+ */
+u64 folio_dup_anon_rmap_ptes(struct vk *k, u64 folio, u64 page, u64 nr)
+{
+	u32 *head = page_record(k, folio);
+	u32 *p = page_record(k, page);
+	u64 mapped = 0;
+
+	for (u64 i = 0; i < nr; i++, p += PAGE_RECORD) {
+		mapped += !p[PAGE_MAPCOUNT]++;
+		p[PAGE_FLAGS] &= ~(u32)PG_exclusive;
+	}
+	if (head[PAGE_ORDER]) {
+		head[FOLIO_NR_PAGES_MAPPED] += (u32)mapped;
+		head[FOLIO_LARGE_MAPCOUNT] += (u32)nr;
+	}
+	return mapped;
+}
+
+/**
+ * folio_remove_rmap_range - take one mapping from each of nr pages (v1 patch 5)
+ *
+ * Return: how many of them nobody maps now.
+ */
+u64 folio_remove_rmap_range(struct vk *k, u64 folio, u64 page, u64 nr)
+{
+	u32 *head = page_record(k, folio);
+	u32 *p = page_record(k, page);
+	u64 unmapped = 0;
+
+	for (u64 i = 0; i < nr; i++, p += PAGE_RECORD)
+		unmapped += !--p[PAGE_MAPCOUNT];
+	if (head[PAGE_ORDER]) {
+		head[FOLIO_NR_PAGES_MAPPED] -= (u32)unmapped;
+		head[FOLIO_LARGE_MAPCOUNT] -= (u32)nr;
+	}
+	return unmapped;
+}
