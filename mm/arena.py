@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+The arena as mm/ sees it: arrays of integers, the configuration, and the range operations.
+
+Every function of mm/ takes the arena first, as ``k``. It is filled at boot (virtmm/boot.py) and then
+only the arrays and the knobs change. Arrays are flat memoryviews of records, named and laid out by
+csrc/arena.def: field F of record i of array A is ``k.A[i * A_RECORD + F]``. Indices are what the
+kernel has pointers for: a pfn, a VMA number, an mm number; 0 is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from . import layout
+
+if TYPE_CHECKING:
+    from ..arch.params import ArchParams, Geometry
+
+    from .fault_inject import FaultInjection
+
+_WORDS = {a.name: a.words for a in layout.ARRAYS}
+PAGE_RECORD = int(_WORDS["page"])
+MM_RECORD = int(_WORDS["mm"])
+VMA_RECORD = int(_WORDS["vma"])
+AVC_RECORD = int(_WORDS["avc"])
+ANON_VMA_RECORD = int(_WORDS["anon_vma"])
+TASK_RECORD = int(_WORDS["task"])
+FILE_RECORD = int(_WORDS["file"])
+
+
+class RangeOps(Protocol):
+    """
+    Loops over page-table entries, page records and page contents: csrc/, or their twins in ranges.py.
+
+    ``pte`` is an index into ``k.phys``; a run of entries never leaves its table. ``folio``, ``page``
+    and ``pfn`` are page frame numbers.
+    """
+
+    def check_ptes_none(self, pte: int, nr: int) -> int:
+        """Return how many entries are none before the first that is not; nr when all are."""
+
+    def set_ptes(self, pte: int, entry: int, nr: int) -> None:
+        """Write nr entries with the attributes of ``entry`` and pfns that count up from its pfn."""
+
+    def clear_ptes(self, pte: int, nr: int) -> None:
+        """Make nr entries none."""
+
+    def modify_ptes(self, pte: int, clear: int, bits: int, nr: int) -> None:
+        """Take the bits ``clear`` out of nr entries, then put ``bits`` in."""
+
+    def folio_pte_batch(self, pte: int, ignore: int, most: int) -> int:
+        """Return how many entries are present with consecutive pfns and equal bits but ``ignore``."""
+
+    def prep_compound_page(self, pfn: int, order: int, flags: int) -> None:
+        """Make 2**order free pages one folio with one reference and no mapping."""
+
+    def folio_add_new_anon_rmap(self, folio: int, page: int, nr: int) -> None:
+        """Map nr pages of a new folio once each, exclusively."""
+
+    def folio_dup_anon_rmap_ptes(self, folio: int, page: int, nr: int) -> int:
+        """Map nr pages once more, none exclusive any longer; return how many were unmapped."""
+
+    def folio_remove_rmap_range(self, folio: int, page: int, nr: int) -> int:
+        """Take one mapping from each of nr pages; return how many nobody maps now."""
+
+    def clear_huge_page(self, pfn: int, nr: int, fault: int) -> None:
+        """Zero nr pages, page number ``fault`` last."""
+
+    def copy_pages(self, to: int, source: int, nr: int) -> None:
+        """Copy nr pages; the two runs do not overlap."""
+
+    def zap_ptes(self) -> None:
+        """Unmap anonymous folios over the run described in ``k.run`` until something needs Python."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    What mm/ needs of .config, as the kernel's code sees its CONFIG_ symbols.
+
+    Orders are log2 of base pages, ``nr_pages`` is the memory of the machine in base pages.
+    """
+
+    nr_pages: int
+    max_page_order: int
+    transparent_hugepage: bool
+    nothp_order_max: int
+    thp_order_max: int
+    zap_batch: bool
+    phys_backing: bool
+    debug_vm: bool
+
+
+@dataclass
+class Knobs:
+    """Run-time settings, as the files of /sys/kernel/mm/transparent_hugepage and debugfs have them."""
+
+    enabled: str = "madvise"
+    use_zero_page: bool = True
+    fault_around_bytes: int = 65536
+
+
+@dataclass(slots=True)
+class Arena:
+    """
+    A booted machine's whole state.
+
+    Attributes:
+        page … run: the arrays of csrc/arena.def.
+        ops: loops over them.
+        levels: (bit where the index starts, mask of the index) of every table level above the last.
+        table_shift: log2 of the entries that fit a table of one page; a table's first entry is
+            ``k.phys[pfn << table_shift]``.
+        zero_pfn: the zero page.
+        inject: failures to make happen; None without CONFIG_FAULT_INJECTION.
+        current: the task that runs.
+    """
+
+    page: memoryview
+    phys: memoryview
+    zone: memoryview
+    mm: memoryview
+    vma_start: memoryview
+    vma_index: memoryview
+    vma: memoryview
+    avc: memoryview
+    anon_vma: memoryview
+    task: memoryview
+    file: memoryview
+    page_cache: memoryview
+    event: memoryview
+    vmstat: memoryview
+    mthp_stat: memoryview
+    run: memoryview
+    config: Config
+    arch: ArchParams
+    geometry: Geometry
+    knobs: Knobs = field(default_factory=Knobs)
+    inject: FaultInjection | None = None
+    ops: RangeOps = field(init=False)
+    page_shift: int = field(init=False)
+    page_size: int = field(init=False)
+    page_mask: int = field(init=False)
+    pmd_shift: int = field(init=False)
+    table_shift: int = field(init=False)
+    pte_mask: int = field(init=False)
+    levels: tuple[tuple[int, int], ...] = field(init=False)
+    pfn_shift: int = field(init=False)
+    pfn_mask: int = field(init=False)
+    task_size: int = field(init=False)
+    zero_pfn: int = field(init=False, default=0)
+    current: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Derive the numbers of the page table from the architecture's geometry."""
+        g = self.geometry
+        self.page_shift = g.page_shift
+        self.page_size = 1 << g.page_shift
+        self.page_mask = -self.page_size
+        self.pmd_shift = g.page_shift + g.levels[-1].bits
+        self.table_shift = g.page_shift - 3
+        self.pte_mask = (1 << g.levels[-1].bits) - 1
+        shift, levels = self.pmd_shift, []
+        for level in reversed(g.levels[:-1]):
+            levels.append((shift, (1 << level.bits) - 1))
+            shift += level.bits
+        self.levels = tuple(reversed(levels))
+        self.pfn_shift = self.arch.pte.pfn_shift(g.page_shift)
+        self.pfn_mask = self.arch.pte.pfn_mask(g.page_shift)
+        self.task_size = 1 << g.va_bits

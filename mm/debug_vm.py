@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+CONFIG_DEBUG_VM: what must hold between any two steps, checked by walking everything.
+
+A broken invariant raises VmBug with what was counted and what was found; it is a bug of ours, never of
+the program that runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from .arena import MM_RECORD as _M
+from .arena import PAGE_RECORD as _P
+from .arena import VMA_RECORD as _V
+from .layout import (
+    FOLIO_DEFERRED_NEXT,
+    FOLIO_LARGE_MAPCOUNT,
+    FOLIO_NR_PAGES_MAPPED,
+    MM_ANONPAGES,
+    MM_FILEPAGES,
+    MM_PGD,
+    MM_PGTABLES,
+    MM_USERS,
+    PAGE_FLAGS,
+    PAGE_HEAD,
+    PAGE_MAPCOUNT,
+    PAGE_NEXT,
+    PAGE_ORDER,
+    PAGE_REFCOUNT,
+    SLAB_MM,
+    VM_nr_anon_pages,
+    VM_nr_mapped,
+    VM_nr_page_table_pages,
+    VMA_END,
+    VMA_MM,
+    VMA_START,
+    ZONE_ANON,
+    ZONE_CACHE,
+    ZONE_FREE_LIST,
+    ZONE_FRONTIER,
+    ZONE_NR_BLOCKS,
+    ZONE_NR_FREE,
+    ZONE_SLAB,
+    ZONE_SPLIT_QUEUE,
+    ZONE_SPLIT_QUEUE_LEN,
+    ZONE_TABLE,
+    PG_anon,
+    PG_buddy,
+    PG_deferred,
+    PG_exclusive,
+    PG_file,
+    PG_reserved,
+    PG_table,
+)
+from .pgtable import pte_pfn, pte_present, pte_special
+from .vma import slots, vma_lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .arena import Arena
+
+
+class VmBug(Exception):
+    """An invariant of the virtual kernel is broken."""
+
+
+def _check(ok: bool, what: str) -> None:
+    if not ok:
+        raise VmBug(what)
+
+
+def walk_page_table(k: Arena, mm: int) -> Iterator[tuple[int, int]]:
+    """Yield (address, entry) of every entry of mm that is not none, ascending."""
+    yield from _walk(k, k.mm[mm * _M + MM_PGD], 0, 0)
+
+
+def _walk(k: Arena, table: int, depth: int, address: int) -> Iterator[tuple[int, int]]:
+    first = table << k.table_shift
+    if depth == len(k.levels):
+        for i, entry in enumerate(k.phys[first : first + k.pte_mask + 1].tolist()):
+            if entry:
+                yield address + (i << k.page_shift), entry
+        return
+    shift, mask = k.levels[depth]
+    for i, entry in enumerate(k.phys[first : first + mask + 1].tolist()):
+        if entry:
+            yield from _walk(k, pte_pfn(k, entry), depth + 1, address + (i << shift))
+
+
+def _tables(k: Arena, table: int, depth: int) -> int:
+    if depth == len(k.levels):
+        return 1
+    first = table << k.table_shift
+    entries = k.phys[first : first + k.levels[depth][1] + 1].tolist()
+    return 1 + sum(_tables(k, pte_pfn(k, e), depth + 1) for e in entries if e)
+
+
+def live_mms(k: Arena) -> list[int]:
+    """Return the address spaces that exist."""
+    return [mm for mm in range(1, k.zone[ZONE_SLAB + SLAB_MM + 1] + 1) if k.mm[mm * _M + MM_USERS]]
+
+
+def validate(k: Arena) -> None:
+    """Check everything; raises VmBug at the first thing that is wrong."""
+    mapped: Counter[int] = Counter()
+    tables = 0
+    for mm in live_mms(k):
+        validate_vmas(k, mm)
+        mapped.update(validate_mm(k, mm))
+        count = _tables(k, k.mm[mm * _M + MM_PGD], 0)
+        tables += count
+        _check(
+            count == k.mm[mm * _M + MM_PGTABLES],
+            f"mm {mm}: {count} page tables, counted {k.mm[mm * _M + MM_PGTABLES]}",
+        )
+    _check(tables == k.vmstat[VM_nr_page_table_pages], f"{tables} page tables in all")
+    free = validate_buddy(k)
+    validate_pages(k, mapped, free)
+    validate_split_queue(k)
+
+
+def validate_vmas(k: Arena, mm: int) -> None:
+    """VMAs are sorted, not empty, page aligned and do not overlap."""
+    first, last = slots(k, mm)
+    end = 0
+    for slot in range(first, last):
+        base = k.vma_index[slot] * _V
+        start = k.vma[base + VMA_START]
+        _check(k.vma_start[slot] == start, f"mm {mm}: slot {slot - first} is not its VMA's start")
+        _check(k.vma[base + VMA_MM] == mm, f"mm {mm}: VMA at {start:#x} is another mm's")
+        _check(end <= start < k.vma[base + VMA_END], f"mm {mm}: VMA at {start:#x} overlaps or is empty")
+        _check(not (start | k.vma[base + VMA_END]) & ~k.page_mask, f"VMA at {start:#x} is not aligned")
+        end = k.vma[base + VMA_END]
+
+
+def validate_mm(k: Arena, mm: int) -> Counter[int]:
+    """Every entry lies in a VMA and the RSS counters equal the walk; return how often each pfn is mapped."""
+    mapped: Counter[int] = Counter()
+    anon = file = 0
+    for address, entry in walk_page_table(k, mm):
+        _check(vma_lookup(k, mm, address) != 0, f"mm {mm}: {address:#x} is mapped outside any VMA")
+        _check(pte_present(k, entry), f"mm {mm}: {address:#x} holds {entry:#x}, not present")
+        pfn = pte_pfn(k, entry)
+        if pte_special(k, entry):
+            _check(pfn == k.zero_pfn, f"mm {mm}: {address:#x} is special but not the zero page")
+            continue
+        mapped[pfn] += 1
+        if k.page[k.page[pfn * _P + PAGE_HEAD] * _P + PAGE_FLAGS] & PG_anon:
+            anon += 1
+        else:
+            file += 1
+    for name, counter, value in (("anon", MM_ANONPAGES, anon), ("file", MM_FILEPAGES, file)):
+        count = k.mm[mm * _M + counter]
+        _check(count == value, f"mm {mm}: {value} {name} pages mapped, counted {count}")
+    return mapped
+
+
+def validate_buddy(k: Arena) -> set[int]:
+    """Free lists, counters and merging agree; return the pfns below the frontier that are free."""
+    free: set[int] = set()
+    frontier = k.zone[ZONE_FRONTIER]
+    for order in range(k.config.max_page_order + 1):
+        pfn, blocks = k.zone[ZONE_FREE_LIST + order], 0
+        while pfn:
+            base = pfn * _P
+            _check(bool(k.page[base + PAGE_FLAGS] & PG_buddy), f"free block {pfn:#x} is not marked")
+            _check(k.page[base + PAGE_ORDER] == order, f"free block {pfn:#x} is of another order")
+            _check(not pfn & ((1 << order) - 1), f"free block {pfn:#x} is not aligned")
+            buddy = (pfn ^ (1 << order)) * _P
+            merged = order < k.config.max_page_order and (
+                k.page[buddy + PAGE_FLAGS] & PG_buddy and k.page[buddy + PAGE_ORDER] == order
+            )
+            _check(not merged, f"free block {pfn:#x} of order {order} has a free buddy")
+            block = range(pfn, pfn + (1 << order))
+            _check(free.isdisjoint(block), f"free block {pfn:#x} overlaps another")
+            free.update(block)
+            blocks += 1
+            pfn = k.page[base + PAGE_NEXT]
+        _check(blocks == k.zone[ZONE_NR_BLOCKS + order], f"order {order}: {blocks} free blocks")
+    total = len(free) + k.config.nr_pages - frontier
+    _check(total == k.zone[ZONE_NR_FREE], f"{total} pages free, counted {k.zone[ZONE_NR_FREE]}")
+    return free
+
+
+def validate_pages(k: Arena, mapped: Counter[int], free: set[int]) -> None:
+    """Each page below the frontier is free or used by exactly one thing, with true counts."""
+    held = Counter[int]()
+    anon_mapped = file_mapped = 0
+    pfn, frontier = 0, k.zone[ZONE_FRONTIER]
+    while pfn < frontier:
+        if pfn in free:
+            _check(pfn not in mapped, f"page {pfn:#x} is free and mapped")
+            pfn += 1
+            continue
+        base = pfn * _P
+        flags, order = k.page[base + PAGE_FLAGS], k.page[base + PAGE_ORDER]
+        nr = 1 << order
+        if not flags & PG_reserved:
+            _check(k.page[base + PAGE_REFCOUNT] > 0, f"page {pfn:#x} is neither free nor held")
+            user = {PG_anon: ZONE_ANON, PG_file: ZONE_CACHE, PG_table: ZONE_TABLE}.get(
+                flags & (PG_anon | PG_file | PG_table), 0
+            )
+            _check(user != 0, f"page {pfn:#x}: flags {flags:#x} name no single user")
+            held[user] += nr
+            pages = validate_folio(k, pfn, mapped)
+            anon_mapped += pages if user == ZONE_ANON else 0
+            file_mapped += pages if user == ZONE_CACHE else 0
+        pfn += nr
+    for user in (ZONE_ANON, ZONE_CACHE, ZONE_TABLE):
+        _check(held[user] == k.zone[user], f"user {user} holds {held[user]}, counted {k.zone[user]}")
+    _check(anon_mapped == k.vmstat[VM_nr_anon_pages], f"{anon_mapped} anonymous pages mapped")
+    _check(file_mapped == k.vmstat[VM_nr_mapped], f"{file_mapped} file pages mapped")
+
+
+def validate_folio(k: Arena, folio: int, mapped: Counter[int]) -> int:
+    """One folio's mapcounts, references and marks are true; return how many of its pages are mapped."""
+    base = folio * _P
+    flags, order = k.page[base + PAGE_FLAGS], k.page[base + PAGE_ORDER]
+    pages = total = 0
+    for page in range(folio, folio + (1 << order)):
+        count = k.page[page * _P + PAGE_MAPCOUNT]
+        _check(k.page[page * _P + PAGE_HEAD] == folio, f"page {page:#x} has another head than {folio:#x}")
+        _check(count == mapped[page], f"page {page:#x}: mapped {mapped[page]} times, counted {count}")
+        exclusive = k.page[page * _P + PAGE_FLAGS] & PG_exclusive
+        _check(not exclusive or count <= 1, f"page {page:#x} is exclusive and mapped {count} times")
+        pages += count > 0
+        total += count
+    if flags & PG_table:
+        return 0
+    extra = 1 if flags & PG_file else 0
+    refs = k.page[base + PAGE_REFCOUNT]
+    _check(refs == total + extra, f"folio {folio:#x}: {refs} references, {total} mappings")
+    if order:
+        _check(pages == k.page[base + FOLIO_NR_PAGES_MAPPED], f"folio {folio:#x}: {pages} pages mapped")
+        _check(total == k.page[base + FOLIO_LARGE_MAPCOUNT], f"folio {folio:#x}: {total} mappings")
+    return pages
+
+
+def validate_split_queue(k: Arena) -> None:
+    """The deferred split queue holds the large folios that are marked, each once."""
+    folio, length = k.zone[ZONE_SPLIT_QUEUE], 0
+    while folio:
+        _check(bool(k.page[folio * _P + PAGE_FLAGS] & PG_deferred), f"folio {folio:#x} queued unmarked")
+        _check(k.page[folio * _P + PAGE_ORDER] > 1, f"folio {folio:#x} queued but small")
+        length += 1
+        folio = k.page[folio * _P + FOLIO_DEFERRED_NEXT]
+    _check(length == k.zone[ZONE_SPLIT_QUEUE_LEN], f"{length} folios queued for splitting")

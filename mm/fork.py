@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Address spaces come and go: a new one at exec, a copy at fork, teardown with the last user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import memory
+from .arena import MM_RECORD as _M
+from .arena import PAGE_RECORD as _P
+from .arena import VMA_RECORD as _V
+from .layout import (
+    MM_ANONPAGES,
+    MM_BRK,
+    MM_FILEPAGES,
+    MM_START_BRK,
+    MM_USERS,
+    NR_ORDERS,
+    PAGE_FLAGS,
+    PAGE_HEAD,
+    PAGE_ORDER,
+    PAGE_REFCOUNT,
+    SLAB_MM,
+    VMA_ANON_VMA,
+    VMA_END,
+    VMA_FILE,
+    VMA_FLAGS,
+    VMA_MM,
+    VMA_PGOFF,
+    VMA_START,
+    EV_fork_anon,
+    EV_fork_vma,
+    PG_anon,
+    VM_nr_anon_pages,
+)
+from .mmap import unmap_region
+from .pgtable import (
+    next_table,
+    pgd_alloc,
+    pgd_free,
+    pmd_addr_end,
+    pte_alloc_map,
+    pte_mkold,
+    pte_offset_map,
+    pte_pfn,
+    pte_special,
+    pte_wrprotect,
+)
+from .rmap import anon_vma_fork, folio_add_file_rmap
+from .slab import slab_alloc, slab_free
+from .vm_flags import VM_DONTCOPY, VM_LOCKED, VM_WIPEONFORK
+from .vma import slots, vm_area_alloc, vma_link
+
+if TYPE_CHECKING:
+    from .arena import Arena
+
+
+def mm_alloc(k: Arena) -> int:
+    """Return a new, empty address space with one user; 0 when memory is short."""
+    mm = slab_alloc(k, SLAB_MM, k.mm, _M)
+    if not mm:
+        return 0
+    if not pgd_alloc(k, mm):
+        slab_free(k, SLAB_MM, k.mm, _M, mm)
+        return 0
+    k.mm[mm * _M + MM_USERS] = 1
+    return mm
+
+
+def mmput(k: Arena, mm: int) -> None:
+    """Drop one user of an address space; the last one's leaving tears it down."""
+    k.mm[mm * _M + MM_USERS] -= 1
+    if not k.mm[mm * _M + MM_USERS]:
+        exit_mmap(k, mm)
+
+
+def exit_mmap(k: Arena, mm: int) -> None:
+    """Unmap everything and free the page tables and the mm itself."""
+    first, last = slots(k, mm)
+    if last > first:
+        unmap_region(k, mm, list(k.vma_index[first:last]))
+    pgd_free(k, mm)
+    slab_free(k, SLAB_MM, k.mm, _M, mm)
+
+
+def dup_mm(k: Arena, old: int) -> int:
+    """
+    Return a copy of an address space that shares its anonymous pages, as fork does; 0 without memory.
+
+    Mirrors: kernel/fork.c dup_mmap(): MADV_DONTFORK VMAs are left out, MADV_WIPEONFORK ones come empty.
+    """
+    mm = mm_alloc(k)
+    if not mm:
+        return 0
+    for field in (MM_START_BRK, MM_BRK):
+        k.mm[mm * _M + field] = k.mm[old * _M + field]
+    first, last = slots(k, old)
+    for vma in list(k.vma_index[first:last]):
+        base = vma * _V
+        flags = k.vma[base + VMA_FLAGS]
+        if flags & VM_DONTCOPY:
+            continue
+        start, end = k.vma[base + VMA_START], k.vma[base + VMA_END]
+        new = vm_area_alloc(
+            k, mm, start, end, flags & ~VM_LOCKED, k.vma[base + VMA_PGOFF], k.vma[base + VMA_FILE]
+        )
+        if new:
+            vma_link(k, new)
+        if not new or (not flags & VM_WIPEONFORK and not _dup_pages(k, new, vma)):
+            mmput(k, mm)
+            return 0
+        k.event[EV_fork_vma * NR_ORDERS] += 1
+    return mm
+
+
+def _dup_pages(k: Arena, new: int, vma: int) -> bool:
+    if not k.vma[vma * _V + VMA_ANON_VMA]:
+        return True  # only file pages, if any: the child's own faults find them again
+    return anon_vma_fork(k, new, vma) and copy_page_range(k, new, vma)
+
+
+def copy_page_range(k: Arena, new: int, vma: int) -> bool:
+    """Map in a child's VMA what its parent's maps; False when memory for page tables is short."""
+    mm, parent = k.vma[new * _V + VMA_MM], k.vma[vma * _V + VMA_MM]
+    end = k.vma[vma * _V + VMA_END]
+    address = next_table(k, parent, k.vma[vma * _V + VMA_START], end)
+    while address < end:
+        stop = pmd_addr_end(k, address, end)
+        source = pte_offset_map(k, parent, address)
+        nr = stop - address >> k.page_shift
+        skip = k.ops.check_ptes_none(source, nr)
+        if skip < nr:
+            to = pte_alloc_map(k, mm, address)
+            if not to:
+                return False
+            copy_pte_range(k, mm, source + skip, to + skip, nr - skip)
+        address = next_table(k, parent, stop, end)
+    return True
+
+
+def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
+    """
+    Share a run of nr entries of one table with a child (spec 5.10).
+
+    Anonymous pages lose their exclusive mark and both sides write permission; the child's entries
+    are old. Runs of one folio's pages with equal bits go in one batch.
+    """
+    page = k.page
+    write, young = k.arch.pte.write, k.arch.pte.young
+    ignore = write.mask | young.mask
+    end = source + nr
+    while True:
+        skip = k.ops.check_ptes_none(source, end - source)
+        source, to = source + skip, to + skip
+        if source >= end:
+            return
+        entry = k.phys[source]
+        if pte_special(k, entry):
+            k.phys[to] = pte_mkold(k, entry)
+            source, to = source + 1, to + 1
+            continue
+        first = pte_pfn(k, entry)
+        folio = page[first * _P + PAGE_HEAD]
+        base = folio * _P
+        if not page[base + PAGE_FLAGS] & PG_anon:
+            page[base + PAGE_REFCOUNT] += 1
+            folio_add_file_rmap(k, first)
+            memory.add_mm_counter(k, mm, MM_FILEPAGES, 1)
+            k.phys[to] = pte_mkold(k, entry)
+            source, to = source + 1, to + 1
+            continue
+        order = page[base + PAGE_ORDER]
+        most = min(folio + (1 << order) - first, end - source)
+        batch = k.ops.folio_pte_batch(source, ignore, most) if most > 1 else 1
+        page[base + PAGE_REFCOUNT] += batch
+        k.vmstat[VM_nr_anon_pages] += k.ops.folio_dup_anon_rmap_ptes(folio, first, batch)
+        memory.add_mm_counter(k, mm, MM_ANONPAGES, batch)
+        k.ops.modify_ptes(source, write.mask, write.off, batch)
+        k.ops.set_ptes(to, pte_mkold(k, pte_wrprotect(k, entry)), batch)
+        k.event[EV_fork_anon * NR_ORDERS + order] += batch
+        source, to = source + batch, to + batch

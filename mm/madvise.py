@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+madvise: memory dropped, and hints kept in VM_* flags.
+
+SIMPLIFIED: MADV_FREE keeps the memory, as a machine with enough of it does, and does not split the
+folios it covers partly; MADV_COLD, _PAGEOUT, _WILLNEED, _COLLAPSE and the rest change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import memory
+from .arena import VMA_RECORD as _V
+from .fault import fault_in
+from .layout import VMA_END, VMA_FILE, VMA_FLAGS, VMA_START
+from .mprotect import vma_set_flags
+from .vm_flags import (
+    EINVAL,
+    ENOMEM,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WIPEONFORK,
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_WIPEONFORK,
+)
+from .vma import vmas_in
+
+if TYPE_CHECKING:
+    from .arena import Arena
+
+#: advice -> (VM_* bits it clears, bits it sets)
+_FLAGS = {
+    MADV_NORMAL: (VM_RAND_READ | VM_SEQ_READ, 0),
+    MADV_RANDOM: (VM_RAND_READ | VM_SEQ_READ, VM_RAND_READ),
+    MADV_SEQUENTIAL: (VM_RAND_READ | VM_SEQ_READ, VM_SEQ_READ),
+    MADV_DONTFORK: (0, VM_DONTCOPY),
+    MADV_DOFORK: (VM_DONTCOPY, 0),
+    MADV_HUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+    MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+    MADV_DONTDUMP: (0, VM_DONTDUMP),
+    MADV_DODUMP: (VM_DONTDUMP, 0),
+    MADV_WIPEONFORK: (0, VM_WIPEONFORK),
+    MADV_KEEPONFORK: (VM_WIPEONFORK, 0),
+}
+
+
+def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
+    """Apply MADV_* advice to [start, start + length); return 0 or a negative errno."""
+    length = -(-length // k.page_size) * k.page_size
+    if start & ~k.page_mask:
+        return -EINVAL
+    end = start + length
+    if advice in _FLAGS:
+        if advice == MADV_WIPEONFORK and any(
+            k.vma[vma * _V + VMA_FILE] or k.vma[vma * _V + VMA_FLAGS] & VM_SHARED
+            for vma in vmas_in(k, mm, start, end)
+        ):
+            return -EINVAL
+        return vma_set_flags(k, mm, start, end, *_FLAGS[advice])
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        return fault_in(k, mm, start, end, advice == MADV_POPULATE_WRITE)
+    at, error = start, 0
+    for vma in vmas_in(k, mm, start, end):
+        base = vma * _V
+        low, high = max(start, k.vma[base + VMA_START]), min(end, k.vma[base + VMA_END])
+        if low > at:
+            error = -ENOMEM
+        at = high
+        if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+            if k.vma[base + VMA_FLAGS] & VM_LOCKED and advice == MADV_DONTNEED:
+                return -EINVAL
+            memory.zap_page_range(k, vma, low, high)
+    return error if at >= end else -ENOMEM

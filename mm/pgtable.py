@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+Page tables: real tables of the architecture's levels and entry bits, in pages of physical memory.
+
+A place in a table is an index into ``k.phys`` (8-byte entries). Entries are ints; the predicates and
+changes have the kernel's names and take the architecture's bits from ``k.arch.pte``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .arena import MM_RECORD, VMA_RECORD
+from .arena import PAGE_RECORD as _P
+from .layout import (
+    MM_PGD,
+    MM_PGTABLES,
+    PAGE_FLAGS,
+    VM_nr_page_table_pages,
+    VMA_PAGE_PROT,
+    ZONE_TABLE,
+    EV_pt_page_alloc,
+    EV_pt_page_free,
+    NR_ORDERS,
+    PG_table,
+)
+from .page_alloc import folio_alloc, folio_free
+from .vm_flags import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
+
+if TYPE_CHECKING:
+    from ..arch.params import Attr
+
+    from .arena import Arena
+
+
+def _is(entry: int, attr: Attr) -> bool:
+    return entry & attr.mask == attr.on
+
+
+def _set(entry: int, attr: Attr) -> int:
+    return entry & ~attr.mask | attr.on
+
+
+def _clear(entry: int, attr: Attr) -> int:
+    return entry & ~attr.mask | attr.off
+
+
+def pte_pfn(k: Arena, pte: int) -> int:
+    """Return the page frame number in an entry."""
+    return (pte & k.pfn_mask) >> k.pfn_shift
+
+
+def pte_present(k: Arena, pte: int) -> bool:
+    """Return whether the entry maps a page; a page of a PROT_NONE mapping counts."""
+    bits = k.arch.pte
+    return _is(pte, bits.present) or (pte != 0 and _is(pte, bits.prot_none))
+
+
+def pte_accessible(k: Arena, pte: int, write: bool) -> bool:
+    """Return whether the hardware would let user code read, or write, through the entry."""
+    bits = k.arch.pte
+    return _is(pte, bits.present) and (not write or _is(pte, bits.write))
+
+
+def pte_write(k: Arena, pte: int) -> bool:
+    """Return whether the entry is writable."""
+    return _is(pte, k.arch.pte.write)
+
+
+def pte_dirty(k: Arena, pte: int) -> bool:
+    """Return whether the entry is dirty."""
+    return _is(pte, k.arch.pte.dirty)
+
+
+def pte_young(k: Arena, pte: int) -> bool:
+    """Return whether the entry was accessed."""
+    return _is(pte, k.arch.pte.young)
+
+
+def pte_special(k: Arena, pte: int) -> bool:
+    """Return whether the entry maps a page that has no rmap: the zero page."""
+    return _is(pte, k.arch.pte.special)
+
+
+def pte_mkwrite(k: Arena, pte: int) -> int:
+    """Return the entry made writable."""
+    return _set(pte, k.arch.pte.write)
+
+
+def pte_wrprotect(k: Arena, pte: int) -> int:
+    """Return the entry made read-only."""
+    return _clear(pte, k.arch.pte.write)
+
+
+def pte_mkdirty(k: Arena, pte: int) -> int:
+    """Return the entry made dirty."""
+    return _set(pte, k.arch.pte.dirty)
+
+
+def pte_mkclean(k: Arena, pte: int) -> int:
+    """Return the entry made clean."""
+    return _clear(pte, k.arch.pte.dirty)
+
+
+def pte_mkyoung(k: Arena, pte: int) -> int:
+    """Return the entry made accessed."""
+    return _set(pte, k.arch.pte.young)
+
+
+def pte_mkold(k: Arena, pte: int) -> int:
+    """Return the entry made not accessed."""
+    return _clear(pte, k.arch.pte.young)
+
+
+def pte_mkspecial(k: Arena, pte: int) -> int:
+    """Return the entry made special."""
+    return _set(pte, k.arch.pte.special)
+
+
+def pte_modify(k: Arena, pte: int, prot: int) -> int:
+    """Return the entry with the protection of ``prot``; pfn, young, dirty and special stay."""
+    bits = k.arch.pte
+    keep = k.pfn_mask | bits.young.mask | bits.dirty.mask | bits.special.mask
+    return pte & keep | prot & ~keep
+
+
+def mk_pte(k: Arena, pfn: int, prot: int) -> int:
+    """Return an entry for a page, neither young nor dirty unless ``prot`` says so."""
+    return pfn << k.pfn_shift | prot
+
+
+def vm_get_page_prot(k: Arena, flags: int) -> int:
+    """
+    Return the entry bits of a page in a VMA with these VM_* flags, old, clean and without pfn.
+
+    A private writable mapping gets read-only entries; the fault decides who may write (copy on write).
+    """
+    bits = k.arch.pte
+    prot = bits.user
+    for attr in (bits.young, bits.dirty, bits.special, bits.prot_none, bits.exec, bits.write):
+        prot = _clear(prot, attr)
+    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
+        return _set(_clear(prot, bits.present), bits.prot_none)
+    if flags & VM_EXEC:
+        prot = _set(prot, bits.exec)
+    if flags & VM_WRITE and flags & VM_SHARED:
+        prot = _set(prot, bits.write)
+    return prot
+
+
+def vma_page_prot(k: Arena, vma: int) -> int:
+    """Return the entry bits of the VMA's pages, as vm_get_page_prot() made them."""
+    return k.vma[vma * VMA_RECORD + VMA_PAGE_PROT]
+
+
+def _pt_alloc(k: Arena, mm: int) -> int:
+    """Return a zeroed page-table page accounted to mm; 0 when memory is short."""
+    pfn = folio_alloc(k, 0, PG_table, ZONE_TABLE)
+    if not pfn:
+        return 0
+    if k.config.phys_backing:  # else only tables are ever written, and a freed table is all none
+        k.ops.clear_huge_page(pfn, 1, 0)
+    k.mm[mm * MM_RECORD + MM_PGTABLES] += 1
+    k.vmstat[VM_nr_page_table_pages] += 1
+    k.event[EV_pt_page_alloc * NR_ORDERS] += 1
+    return pfn
+
+
+def _pt_free(k: Arena, mm: int, pfn: int) -> None:
+    k.mm[mm * MM_RECORD + MM_PGTABLES] -= 1
+    k.vmstat[VM_nr_page_table_pages] -= 1
+    k.event[EV_pt_page_free * NR_ORDERS] += 1
+    k.page[pfn * _P + PAGE_FLAGS] = 0
+    folio_free(k, pfn, ZONE_TABLE)
+
+
+def pgd_alloc(k: Arena, mm: int) -> bool:
+    """Give mm a root table; False when memory is short."""
+    pfn = _pt_alloc(k, mm)
+    k.mm[mm * MM_RECORD + MM_PGD] = pfn
+    return pfn != 0
+
+
+def pgd_free(k: Arena, mm: int) -> None:
+    """Free mm's root table; everything below it must be gone."""
+    _pt_free(k, mm, k.mm[mm * MM_RECORD + MM_PGD])
+    k.mm[mm * MM_RECORD + MM_PGD] = 0
+
+
+def pte_offset_map(k: Arena, mm: int, address: int) -> int:
+    """Return the place of the last-level entry of address; 0 when a table is missing."""
+    phys, table_shift, pfn_mask, pfn_shift = k.phys, k.table_shift, k.pfn_mask, k.pfn_shift
+    table = k.mm[mm * MM_RECORD + MM_PGD]
+    for shift, mask in k.levels:
+        entry = phys[(table << table_shift) + (address >> shift & mask)]
+        if not entry:
+            return 0
+        table = (entry & pfn_mask) >> pfn_shift
+    return (table << table_shift) + (address >> k.page_shift & k.pte_mask)
+
+
+def pte_alloc_map(k: Arena, mm: int, address: int) -> int:
+    """As pte_offset_map(), making missing tables; 0 when memory is short (tables made stay)."""
+    phys, table_shift = k.phys, k.table_shift
+    table = k.mm[mm * MM_RECORD + MM_PGD]
+    for shift, mask in k.levels:
+        place = (table << table_shift) + (address >> shift & mask)
+        entry = phys[place]
+        if not entry:
+            pfn = _pt_alloc(k, mm)
+            if not pfn:
+                return 0
+            entry = pfn << k.pfn_shift | k.arch.pte.table
+            phys[place] = entry
+        table = (entry & k.pfn_mask) >> k.pfn_shift
+    return (table << table_shift) + (address >> k.page_shift & k.pte_mask)
+
+
+def next_table(k: Arena, mm: int, address: int, end: int) -> int:
+    """Return the first address in [address, end) that has a last-level table, rounded down to the
+    table's start but not below address; ``end`` when there is none."""
+    while address < end:
+        table = k.mm[mm * MM_RECORD + MM_PGD]
+        for shift, mask in k.levels:
+            entry = k.phys[(table << k.table_shift) + (address >> shift & mask)]
+            if not entry:
+                address = ((address >> shift) + 1) << shift
+                break
+            table = pte_pfn(k, entry)
+        else:
+            return address
+    return end
+
+
+def pmd_addr_end(k: Arena, address: int, end: int) -> int:
+    """Return where the last-level table of address ends, or ``end`` if that is nearer."""
+    return min(((address >> k.pmd_shift) + 1) << k.pmd_shift, end)
+
+
+def free_pgd_range(k: Arena, mm: int, address: int, end: int, floor: int, ceiling: int) -> None:
+    """
+    Free the tables under [address, end) that lie wholly inside [floor, ceiling).
+
+    Mirrors: mm/memory.c free_pgd_range(). floor and ceiling are where the neighbouring VMAs end and
+    begin (ceiling 0 = none above): a table that could hold their pages stays. Entries below must all be none.
+    """
+    _free_range(k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling or k.task_size)
+
+
+def _free_range(
+    k: Arena, mm: int, table: int, depth: int, address: int, end: int, floor: int, ceiling: int
+) -> None:
+    """Free what is freeable below one table of k.levels[depth]; the table itself stays."""
+    shift, mask = k.levels[depth]
+    step = 1 << shift
+    at = address >> shift << shift
+    while at < end:
+        place = (table << k.table_shift) + (at >> shift & mask)
+        entry = k.phys[place]
+        if entry:
+            child = pte_pfn(k, entry)
+            if depth + 1 < len(k.levels):
+                low, high = max(at, address), min(at + step, end)
+                _free_range(k, mm, child, depth + 1, low, high, floor, ceiling)
+            if at >= floor and at + step <= ceiling:
+                k.phys[place] = 0
+                _pt_free(k, mm, child)
+        at += step
+
+

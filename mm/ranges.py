@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+The Python twins of csrc/: the same loops, for CONFIG_C_RANGES=n and for the tests that compare both.
+
+See RangeOps in arena.py for what each does, and csrc/ for why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .arena import MM_RECORD as _M
+from .arena import PAGE_RECORD as _P
+from .layout import (
+    EXIT_DEFERRED_SPLIT,
+    EXIT_DONE,
+    EXIT_FREE,
+    EXIT_FULL,
+    EXIT_OTHER,
+    FOLIO_LARGE_MAPCOUNT,
+    FOLIO_NR_PAGES_MAPPED,
+    MM_ANONPAGES,
+    NR_ORDERS,
+    PAGE_FLAGS,
+    PAGE_HEAD,
+    PAGE_MAPCOUNT,
+    PAGE_ORDER,
+    PAGE_REFCOUNT,
+    RUN_BATCH,
+    RUN_FOLIO,
+    RUN_MM,
+    RUN_NR,
+    RUN_PTE,
+    RUN_REASON,
+    RUN_ROOM,
+    EV_zap_anon,
+    PG_anon,
+    PG_exclusive,
+    VM_nr_anon_pages,
+)
+from .pgtable import pte_pfn, pte_present
+
+if TYPE_CHECKING:
+    from .arena import Arena
+
+
+class PyRanges:
+    """RangeOps in Python over one arena."""
+
+    def __init__(self, k: Arena) -> None:
+        self.k = k
+
+    def check_ptes_none(self, pte: int, nr: int) -> int:
+        """Return how many entries are none before the first that is not."""
+        phys = self.k.phys
+        for i in range(nr):
+            if phys[pte + i]:
+                return i
+        return nr
+
+    def set_ptes(self, pte: int, entry: int, nr: int) -> None:
+        """Write nr entries whose pfns count up."""
+        step = 1 << self.k.pfn_shift
+        for i in range(nr):
+            self.k.phys[pte + i] = entry + i * step
+
+    def clear_ptes(self, pte: int, nr: int) -> None:
+        """Make nr entries none."""
+        for i in range(nr):
+            self.k.phys[pte + i] = 0
+
+    def modify_ptes(self, pte: int, clear: int, bits: int, nr: int) -> None:
+        """Take bits out of, then put bits into nr entries."""
+        phys = self.k.phys
+        for i in range(pte, pte + nr):
+            phys[i] = phys[i] & ~clear | bits
+
+    def folio_pte_batch(self, pte: int, ignore: int, most: int) -> int:
+        """Return how many entries continue the first."""
+        k = self.k
+        step = 1 << k.pfn_shift
+        first = k.phys[pte] & ~ignore
+        for i in range(1, most):
+            entry = k.phys[pte + i]
+            if entry & ~ignore != first + i * step or not pte_present(k, entry):
+                return i
+        return max(most, 1)
+
+    def prep_compound_page(self, pfn: int, order: int, flags: int) -> None:
+        """Make free pages one folio."""
+        page = self.k.page
+        for p in range(pfn, pfn + (1 << order)):
+            for word in range(_P):
+                page[p * _P + word] = 0
+            page[p * _P + PAGE_HEAD] = pfn
+        page[pfn * _P + PAGE_FLAGS] = flags
+        page[pfn * _P + PAGE_REFCOUNT] = 1
+        page[pfn * _P + PAGE_ORDER] = order
+
+    def folio_add_new_anon_rmap(self, folio: int, page: int, nr: int) -> None:
+        """Map pages of a new folio once each, exclusively."""
+        words = self.k.page
+        for p in range(page, page + nr):
+            words[p * _P + PAGE_MAPCOUNT] = 1
+            words[p * _P + PAGE_FLAGS] |= PG_exclusive
+        if words[folio * _P + PAGE_ORDER]:
+            words[folio * _P + FOLIO_NR_PAGES_MAPPED] = nr
+            words[folio * _P + FOLIO_LARGE_MAPCOUNT] = nr
+
+    def folio_dup_anon_rmap_ptes(self, folio: int, page: int, nr: int) -> int:
+        """Map pages once more, none exclusive any longer."""
+        words = self.k.page
+        mapped = 0
+        for p in range(page, page + nr):
+            mapped += not words[p * _P + PAGE_MAPCOUNT]
+            words[p * _P + PAGE_MAPCOUNT] += 1
+            words[p * _P + PAGE_FLAGS] &= ~PG_exclusive
+        if words[folio * _P + PAGE_ORDER]:
+            words[folio * _P + FOLIO_NR_PAGES_MAPPED] += mapped
+            words[folio * _P + FOLIO_LARGE_MAPCOUNT] += nr
+        return mapped
+
+    def folio_remove_rmap_range(self, folio: int, page: int, nr: int) -> int:
+        """Take one mapping from each page."""
+        words = self.k.page
+        unmapped = 0
+        for p in range(page, page + nr):
+            words[p * _P + PAGE_MAPCOUNT] -= 1
+            unmapped += not words[p * _P + PAGE_MAPCOUNT]
+        if words[folio * _P + PAGE_ORDER]:
+            words[folio * _P + FOLIO_NR_PAGES_MAPPED] -= unmapped
+            words[folio * _P + FOLIO_LARGE_MAPCOUNT] -= nr
+        return unmapped
+
+    def clear_huge_page(self, pfn: int, nr: int, fault: int) -> None:
+        """Zero pages, the faulting one last."""
+        if 2 * fault <= nr:
+            order = [*range(nr - 1, 2 * fault - 1, -1)]
+            base, pairs = 0, fault
+        else:
+            base, pairs = 2 * fault - nr, nr - fault
+            order = [*range(base)]
+        for i in range(pairs):
+            order += [base + i, base + 2 * pairs - 1 - i]
+        words = 1 << self.k.table_shift
+        zeros = memoryview(bytes(8 * words)).cast("Q")
+        for i in order:
+            self.k.phys[(pfn + i) * words : (pfn + i + 1) * words] = zeros
+
+    def copy_pages(self, to: int, source: int, nr: int) -> None:
+        """Copy pages."""
+        words = 1 << self.k.table_shift
+        self.k.phys[to * words : (to + nr) * words] = self.k.phys[
+            source * words : (source + nr) * words
+        ]
+
+    def zap_ptes(self) -> None:
+        """Unmap anonymous folios until something needs more than this."""
+        k = self.k
+        run, page = k.run, k.page
+        run[RUN_REASON] = EXIT_DONE
+        while run[RUN_NR]:
+            skip = self.check_ptes_none(run[RUN_PTE], run[RUN_NR])
+            if skip:
+                run[RUN_PTE] += skip
+                run[RUN_NR] -= skip
+                continue
+            entry = k.phys[run[RUN_PTE]]
+            first = pte_pfn(k, entry) if pte_present(k, entry) else 0
+            folio = page[first * _P + PAGE_HEAD] if first else 0
+            if not folio or not page[folio * _P + PAGE_FLAGS] & PG_anon:
+                run[RUN_REASON] = EXIT_OTHER
+                return
+            if not run[RUN_ROOM]:
+                run[RUN_REASON] = EXIT_FULL
+                return
+            order = page[folio * _P + PAGE_ORDER]
+            most = folio + (1 << order) - first if run[RUN_BATCH] else 1
+            nr = self._zap_batch(run[RUN_PTE], min(most, run[RUN_NR], run[RUN_ROOM]))
+            self.clear_ptes(run[RUN_PTE], nr)
+            unmapped = self.folio_remove_rmap_range(folio, first, nr)
+            k.vmstat[VM_nr_anon_pages] -= unmapped
+            k.event[EV_zap_anon * NR_ORDERS + order] += nr
+            k.mm[run[RUN_MM] * _M + MM_ANONPAGES] -= nr
+            page[folio * _P + PAGE_REFCOUNT] -= nr
+            run[RUN_PTE] += nr
+            run[RUN_NR] -= nr
+            run[RUN_ROOM] -= nr
+            run[RUN_FOLIO] = folio
+            mapped = page[folio * _P + FOLIO_NR_PAGES_MAPPED] if order else 0
+            if order and unmapped and (mapped or not run[RUN_BATCH]):
+                run[RUN_REASON] = EXIT_DEFERRED_SPLIT
+                return
+            if not page[folio * _P + PAGE_REFCOUNT]:
+                run[RUN_REASON] = EXIT_FREE
+                return
+
+    def _zap_batch(self, pte: int, most: int) -> int:
+        k = self.k
+        first = pte_pfn(k, k.phys[pte])
+        for i in range(1, most):
+            entry = k.phys[pte + i]
+            if not pte_present(k, entry) or pte_pfn(k, entry) != first + i:
+                return i
+        return most
