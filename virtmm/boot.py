@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boot stage: a configuration becomes a machine with its memory, its arena and its range loops."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import mmap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from virtmm import kbuild
+from virtmm.arch import load_arch
+from virtmm.kconfig import ConfigError, ResolvedConfig
+from virtmm.mm import layout
+from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, Arena, Config, Knobs
+from virtmm.mm.page_alloc import init_zone
+from virtmm.mm.ranges import PyRanges
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from virtmm.mm.fault_inject import FaultInjection
+
+# Records of the tables that do not grow with memory. Only what is touched costs anything.
+_COUNTS = {
+    "one": 1,
+    "nr_mms": 8192,
+    "nr_vmas": 1 << 20,
+    "nr_avcs": 1 << 22,
+    "nr_tasks": 1 << 16,
+    "nr_files": 1 << 16,
+    "nr_cache": 1 << 32,
+}
+_MAP_NORESERVE = 0x4000
+_FORMATS = {32: "I", 64: "Q"}
+
+
+class BootError(Exception):
+    """The machine cannot be set up on this host."""
+
+
+@dataclass
+class Booted:
+    """A booted arena, the memory behind it and the core that works on it (None with C_RANGES=n)."""
+
+    arena: Arena
+    core: kbuild.Core | None
+    memory: mmap.mmap
+    buffer: Any = field(default=None)
+    vk: Any = field(default=None)
+
+    def close(self) -> None:
+        """Give the memory back; the arena is unusable afterwards."""
+        for a in layout.ARRAYS:
+            getattr(self.arena, a.name).release()
+        if self.core is not None:
+            self.core.ffi.release(self.buffer)
+        self.memory.close()
+
+
+def machine_config(config: ResolvedConfig) -> Config:
+    """Return what mm/ needs of .config; memory is whole blocks of the buddy allocator's largest order."""
+    most = int(config["ARCH_FORCE_MAX_ORDER"])
+    block = 1 << most
+    nr_pages = (int(config["MEMORY_MB"]) << 20 >> int(config["PAGE_SHIFT"])) // block * block
+    if not nr_pages:
+        raise BootError(
+            f"MEMORY_MB={config['MEMORY_MB']}: less than one block of the buddy allocator "
+            f"({block << int(config['PAGE_SHIFT']) >> 20} MiB); give the machine more memory"
+        )
+    return Config(
+        nr_pages=nr_pages,
+        max_page_order=most,
+        transparent_hugepage=bool(config.get("TRANSPARENT_HUGEPAGE")),
+        nothp_order_max=int(config.get("LARGE_ANON_FOLIO_NOTHP_ORDER_MAX", 0)),
+        thp_order_max=int(config.get("LARGE_ANON_FOLIO_THP_ORDER_MAX", 0)),
+        zap_batch=bool(config.get("ANON_ZAP_BATCH")),
+        phys_backing=bool(config.get("PHYS_BACKING")),
+        debug_vm=bool(config.get("DEBUG_VM")),
+    )
+
+
+def parse_knobs(config: ResolvedConfig, settings: Sequence[str]) -> Knobs:
+    """
+    Return the run-time knobs: Kconfig's defaults, changed by ``NAME=VALUE`` settings.
+
+    Raises:
+        ConfigError: unknown knob or value, or a per-size knob, which no policy of this kernel has.
+    """
+    default = next(
+        (v for v in ("always", "never") if config.get(f"TRANSPARENT_HUGEPAGE_{v.upper()}")), "madvise"
+    )
+    knobs = Knobs(enabled=default)
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name == "enabled" and value in ("always", "madvise", "never"):
+            knobs.enabled = value
+        elif name == "fault_around_bytes" and value.isdigit() and _power_of_two(int(value)):
+            knobs.fault_around_bytes = int(value)
+        elif name.endswith("kB"):
+            raise ConfigError(
+                f"{setting}: this kernel has no per-size knobs; its ANON_POLICY is not multi-size THP"
+            )
+        elif name in ("enabled", "fault_around_bytes"):
+            raise ConfigError(
+                f"{setting}: enabled takes always, madvise or never; fault_around_bytes a power of two"
+            )
+        else:
+            raise ConfigError(f"{setting}: unknown knob; there are enabled and fault_around_bytes")
+    return knobs
+
+
+def _power_of_two(number: int) -> bool:
+    return number > 0 and not number & (number - 1)
+
+
+def boot(
+    config: ResolvedConfig,
+    settings: Sequence[str] = (),
+    *,
+    arch_dir: Path | None = None,
+    inject: FaultInjection | None = None,
+) -> Booted:
+    """
+    Return a booted arena for a configuration.
+
+    Args:
+        settings: run-time knobs, ``NAME=VALUE``.
+        arch_dir: folder of an architecture outside the tree.
+        inject: failures to make happen; needs CONFIG_FAULT_INJECTION.
+
+    Raises:
+        ConfigError, ArchError, BuildError, BootError: what is wrong and the next step.
+    """
+    if inject is not None and not config.get("FAULT_INJECTION"):
+        raise ConfigError("failures were asked for, but FAULT_INJECTION is n; set FAULT_INJECTION=y")
+    arch = load_arch(config.arch, arch_dir)
+    geometry = arch.geometry(int(config["PAGE_SHIFT"]))
+    mm_config = machine_config(config)
+    knobs = parse_knobs(config, settings)
+    core = kbuild.load_core(config, arch) if config.get("C_RANGES", True) else None
+    counts = {**_COUNTS, "nr_pages": mm_config.nr_pages, "PAGE_WORDS": 1 << geometry.page_shift - 3}
+    spans, size = _spans(counts)
+    try:
+        memory = mmap.mmap(
+            -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        )
+    except (OSError, ValueError, OverflowError) as e:
+        raise BootError(
+            f"cannot reserve {size >> 30} GiB of address space: {e}; "
+            "lower MEMORY_MB, or allow overcommit (vm.overcommit_memory=0)"
+        ) from None
+    # The arrays are sparse: huge pages of the host would fill the holes.
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    views = {
+        a.name: memoryview(memory)[start:end].cast(_FORMATS[a.bits])
+        for a, (start, end) in zip(layout.ARRAYS, spans, strict=True)
+    }
+    arena = Arena(**views, config=mm_config, arch=arch, geometry=geometry, knobs=knobs)
+    arena.inject = inject
+    booted = Booted(arena, core, memory)
+    if core is None:
+        arena.ops = PyRanges(arena)
+    else:
+        booted.buffer = core.ffi.from_buffer(memory)
+        booted.vk = core.ffi.new("struct vk *")
+        for a, (start, _) in zip(layout.ARRAYS, spans, strict=True):
+            setattr(booted.vk, a.name, core.ffi.cast(f"uint{a.bits}_t *", booted.buffer + start))
+        arena.ops = CoreRanges(core.lib, booted.vk)
+    init_zone(arena)
+    return booted
+
+
+def _spans(counts: dict[str, int]) -> tuple[list[tuple[int, int]], int]:
+    """Return (start, end) of every array in bytes, each on its own host pages, and the total."""
+    spans, at = [], 0
+    for a in layout.ARRAYS:
+        words = counts.get(a.words) or getattr(layout, a.words, None) or int(a.words)
+        size = counts[a.count] * words * a.bits // 8
+        spans.append((at, at + size))
+        at += -(-size // 65536) * 65536
+    return spans, at
+
+
+class CoreRanges:
+    """RangeOps served by a compiled core: each is the C function with the arena bound."""
+
+    def __init__(self, lib: Any, vk: Any) -> None:
+        for name in (
+            "check_ptes_none",
+            "set_ptes",
+            "clear_ptes",
+            "modify_ptes",
+            "folio_pte_batch",
+            "prep_compound_page",
+            "folio_add_new_anon_rmap",
+            "folio_dup_anon_rmap_ptes",
+            "folio_remove_rmap_range",
+            "clear_huge_page",
+            "copy_pages",
+        ):
+            setattr(self, name, functools.partial(getattr(lib, name), vk))
+        self.zap_ptes = functools.partial(lib.vk_zap_ptes, vk)
+
+
+def digest(k: Arena) -> str:
+    """
+    Return a hash of the machine's whole state: two runs that did the same leave the same digest.
+
+    Page contents count for page tables, and with PHYS_BACKING for every page in use. The registers of
+    the last zap (``run``) are scratch and do not count.
+    """
+    h = hashlib.sha256()
+    used = k.zone[layout.ZONE_FRONTIER]
+    slabs = {
+        "mm": layout.SLAB_MM,
+        "vma": layout.SLAB_VMA,
+        "avc": layout.SLAB_AVC,
+        "anon_vma": layout.SLAB_ANON_VMA,
+        "task": layout.SLAB_TASK,
+        "file": layout.SLAB_FILE,
+    }
+    for a in layout.ARRAYS:
+        view = getattr(k, a.name)
+        if a.name in ("phys", "run", "vma_start", "vma_index"):
+            continue
+        if a.name == "page":
+            view = view[: used * PAGE_RECORD]
+        elif a.name == "page_cache":
+            view = view[: k.zone[layout.ZONE_CACHE_END]]
+        elif a.name in slabs:
+            last = k.zone[layout.ZONE_SLAB + slabs[a.name] + 1]
+            view = view[: (last + 1) * int(a.words)]
+        h.update(a.name.encode() + view)
+    for mm in range(1, k.zone[layout.ZONE_SLAB + layout.SLAB_MM + 1] + 1):
+        first = mm * layout.MAX_MAP_COUNT
+        end = first + k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT]
+        h.update(k.vma_start[first:end])
+        h.update(k.vma_index[first:end])
+    wanted = layout.PG_table | (layout.PG_anon | layout.PG_file if k.config.phys_backing else 0)
+    pfn = 0
+    while pfn < used:
+        base = pfn * PAGE_RECORD
+        flags = k.page[base + layout.PAGE_FLAGS]
+        nr = 1 << k.page[base + layout.PAGE_ORDER]
+        if flags & wanted:
+            h.update(k.phys[pfn << k.table_shift : (pfn + nr) << k.table_shift])
+        pfn += nr
+    return h.hexdigest()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Build stage: configuration -> compiled core, loaded."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from virtmm import build_core, topdir
+from virtmm.arch import load_arch
+from virtmm.arch.params import ArchError, ArchParams
+from virtmm.kconfig import ConfigError, ResolvedConfig, load
+
+BuildError = build_core.BuildError
+
+
+@dataclass(frozen=True)
+class Core:
+    """
+    A compiled core.
+
+    Attributes:
+        ffi, lib: as cffi gives them.
+        hash: SHA-256 of its sources and of what was generated for them, hexadecimal.
+    """
+
+    ffi: Any
+    lib: Any
+    hash: str
+
+
+_loaded: dict[Path, tuple[Any, Any]] = {}
+
+
+def cache_folder() -> Path:
+    """Return where compiled cores are kept: $VIRTMM_CACHE, else the user's cache folder."""
+    if os.environ.get("VIRTMM_CACHE"):
+        return Path(os.environ["VIRTMM_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "virtmm"
+
+
+def load_core(config: ResolvedConfig, arch: ArchParams) -> Core:
+    """
+    Return the core of a configuration, compiled if need be.
+
+    Several cores live in one process; one that is loaded already is used again.
+
+    Args:
+        config: the configuration; its page size is one that ``arch`` has.
+        arch: the architecture that the configuration was resolved for.
+
+    Raises:
+        BuildError: it cannot be compiled or loaded.
+    """
+    page_shift = int(config["PAGE_SHIFT"])
+    path, content = build_core.build_core(
+        arch, page_shift, config.values, topdir() / "csrc", cache_folder()
+    )
+    if path not in _loaded:
+        spec = importlib.util.spec_from_file_location("_core", path)
+        if spec is None or spec.loader is None:
+            raise BuildError(f"{path}: not a loadable module; delete its folder and try again")
+        try:
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        except ImportError as e:
+            raise BuildError(f"{path}: {e}; delete its folder and try again") from None
+        _loaded[path] = module.ffi, module.lib
+    ffi, lib = _loaded[path]
+    return Core(ffi, lib, content)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compile the core of a .config (``make core``); return the exit status."""
+    parser = argparse.ArgumentParser(prog="kbuild", description="Compile the core of a .config.")
+    parser.add_argument("--arch", required=True, help="architecture, a folder below arch/")
+    parser.add_argument("config", type=Path, help="the .config")
+    args = parser.parse_args(argv)
+    try:
+        core = load_core(load(args.config, args.arch), load_arch(args.arch))
+    except (ArchError, BuildError, ConfigError) as e:
+        print(e, file=sys.stderr)
+        return 2
+    print(f"core {core.hash[:16]} for {args.arch} in {cache_folder()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

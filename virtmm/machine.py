@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+A running machine: processes make memory calls and touch memory, counters say what it cost.
+
+Calls take process ids and addresses in bytes and return 0 or a negative errno, as the kernel's system
+calls do; ``touch`` returns VM_FAULT_* bits. Numbers of flags and advice are Linux's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtmm import boot as boot_stage
+from virtmm.mm import filemap, fork, layout, memory, mmap, mprotect, mremap
+from virtmm.mm.arena import MM_RECORD, TASK_RECORD
+from virtmm.mm.debug_vm import validate
+from virtmm.mm.fault import access, fault_in
+from virtmm.mm.layout import NR_ORDERS
+from virtmm.mm.madvise import do_madvise
+from virtmm.mm.pgtable import pte_offset_map, pte_pfn
+from virtmm.mm.slab import slab_alloc, slab_free
+from virtmm.mm.vm_flags import MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from virtmm.kconfig import ResolvedConfig
+    from virtmm.mm.fault_inject import FaultInjection
+
+CLONE_VM = 0x100
+ENOMEM = 12
+# With DEBUG_VM a touch is followed by the validators this often; every other call always is.
+_VALIDATE_TOUCHES = 256
+
+
+class MachineError(Exception):
+    """A call names a process that does not exist, or one that exists already."""
+
+
+class Process(NamedTuple):
+    """What a process cost: pages in base pages, folios it allocated by order."""
+
+    pid: int
+    minflt: int
+    maxrss: int
+    folios: dict[int, int]
+
+
+class Machine:
+    """
+    A booted virtual kernel.
+
+    Attributes:
+        config: what it was built from.
+        k: the arena; read it freely, change it only through the calls.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        settings: Sequence[str] = (),
+        *,
+        arch_dir: Path | None = None,
+        inject: FaultInjection | None = None,
+    ) -> None:
+        self.config = config
+        self._booted = boot_stage.boot(config, settings, arch_dir=arch_dir, inject=inject)
+        self.k = self._booted.arena
+        core = self._booted.core
+        self.core_hash = core.hash if core else "python"
+        self.page_size = self.k.page_size
+        self._tasks: dict[int, int] = {}  # pid -> record; only an index of k.task
+        self._ended: list[Process] = []
+        self._touches = 0
+        self._debug = self.k.config.debug_vm
+
+    def close(self) -> None:
+        """Give the machine's memory back to the host."""
+        self._booted.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Processes
+
+    def spawn(self, pid: int) -> int:
+        """Start a process with an empty address space, that nobody forked; 0 or -ENOMEM."""
+        mm = fork.mm_alloc(self.k)
+        return self._new_task(pid, mm) if mm else -ENOMEM
+
+    def _new_task(self, pid: int, mm: int) -> int:
+        if pid in self._tasks:
+            raise MachineError(f"process {pid} exists already")
+        task = slab_alloc(self.k, layout.SLAB_TASK, self.k.task, TASK_RECORD)
+        if not task:
+            fork.mmput(self.k, mm)
+            return -ENOMEM
+        self.k.task[task * TASK_RECORD + layout.TASK_PID] = pid
+        self.k.task[task * TASK_RECORD + layout.TASK_MM] = mm
+        self._tasks[pid] = task
+        return self._done(0)
+
+    def fork(self, pid: int, child: int, flags: int = 0) -> int:
+        """Fork a process; with CLONE_VM the child borrows the address space (vfork). 0 or -ENOMEM."""
+        k, old = self.k, self._mm(pid)
+        if child in self._tasks:
+            raise MachineError(f"process {child} exists already")
+        if flags & CLONE_VM:
+            self._count(layout.EV_vfork)
+            k.mm[old * MM_RECORD + layout.MM_USERS] += 1
+            return self._new_task(child, old)
+        self._count(layout.EV_fork)
+        mm = fork.dup_mm(k, old)
+        return self._new_task(child, mm) if mm else self._done(-ENOMEM)
+
+    def exec(self, pid: int) -> int:
+        """Start another program: the process gets an empty address space. 0 or -ENOMEM."""
+        k, old = self.k, self._mm(pid)
+        self._count(layout.EV_exec)
+        mm = fork.mm_alloc(k)
+        if not mm:
+            return -ENOMEM
+        self._update_maxrss(k.current, old)
+        k.task[k.current * TASK_RECORD + layout.TASK_MM] = mm
+        fork.mmput(k, old)
+        return self._done(0)
+
+    def exit(self, pid: int) -> None:
+        """End a process."""
+        k, mm = self.k, self._mm(pid)
+        self._count(layout.EV_exit)
+        self._update_maxrss(k.current, mm)
+        fork.mmput(k, mm)
+        task = self._tasks.pop(pid)
+        self._ended.append(self._process(task))
+        slab_free(k, layout.SLAB_TASK, k.task, TASK_RECORD, task)
+        k.current = 0
+        self._done(0)
+
+    def has(self, pid: int) -> bool:
+        """Return whether the process lives."""
+        return pid in self._tasks
+
+    # Memory calls
+
+    def open(self, inode: int, size: int) -> int:
+        """Return a file number for mmap(); the size is in bytes."""
+        return filemap.file_open(self.k, inode, -(-size // self.page_size))
+
+    def mmap(
+        self,
+        pid: int,
+        address: int,
+        length: int,
+        prot: int = VM_READ | VM_WRITE,
+        flags: int = 0,
+        file: int = 0,
+        pgoff: int = 0,
+    ) -> int:
+        """Map memory at a given address; pgoff is in the machine's pages. 0 or a negative errno."""
+        k, mm = self.k, self._mm(pid)
+        before = k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT]
+        if file:
+            pages = pgoff + -(-length // k.page_size)
+            filemap.file_extend(k, file, pages)
+        error = mmap.do_mmap(k, mm, address, length, prot, flags, file, pgoff)
+        self._count(layout.EV_mmap_file if file else layout.EV_mmap)
+        if not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before:
+            self._count(layout.EV_mmap_merge)
+        if not error and flags & MAP_POPULATE:
+            fault_in(k, mm, address, address + length, bool(prot & VM_WRITE))
+        return self._done(error)
+
+    def munmap(self, pid: int, address: int, length: int) -> int:
+        """Unmap memory. 0 or a negative errno."""
+        mm = self._mm(pid)
+        self._count(layout.EV_munmap)
+        return self._done(mmap.do_munmap(self.k, mm, address, length))
+
+    def mremap(
+        self, pid: int, address: int, old_len: int, to: int, new_len: int, flags: int = 0
+    ) -> int:
+        """Resize a mapping, at ``to`` (its own address: in place). 0 or a negative errno."""
+        mm = self._mm(pid)
+        self._count(layout.EV_mremap)
+        return self._done(mremap.do_mremap(self.k, mm, address, old_len, to, new_len, flags))
+
+    def mprotect(self, pid: int, address: int, length: int, prot: int) -> int:
+        """Change protection. 0 or a negative errno."""
+        mm = self._mm(pid)
+        self._count(layout.EV_mprotect)
+        return self._done(mprotect.do_mprotect(self.k, mm, address, length, prot))
+
+    def madvise(self, pid: int, address: int, length: int, advice: int) -> int:
+        """Give advice. 0 or a negative errno."""
+        mm = self._mm(pid)
+        self._count(layout.EV_madvise)
+        return self._done(do_madvise(self.k, mm, address, length, advice))
+
+    def brk(self, pid: int, start: int, end: int) -> int:
+        """Make [start, end) the heap. 0 or a negative errno."""
+        mm = self._mm(pid)
+        self._count(layout.EV_brk)
+        return self._done(mmap.do_brk(self.k, mm, start, end, VM_READ | VM_WRITE))
+
+    def touch(self, pid: int, address: int, write: bool) -> int:
+        """Read or write one byte: 0, or the VM_FAULT_* bits that kept it from happening."""
+        task = self._tasks.get(pid)
+        if task is None:
+            raise MachineError(f"no process {pid}")
+        k = self.k
+        k.current = task
+        error = access(k, k.task[task * TASK_RECORD + layout.TASK_MM], address, write)
+        if self._debug:
+            self._touches += 1
+            if not self._touches % _VALIDATE_TOUCHES:
+                validate(k)
+        return error
+
+    def _mm(self, pid: int) -> int:
+        """Make a process current and return its address space."""
+        task = self._tasks.get(pid)
+        if task is None:
+            raise MachineError(f"no process {pid}")
+        self.k.current = task
+        return self.k.task[task * TASK_RECORD + layout.TASK_MM]
+
+    def _count(self, event: int) -> None:
+        self.k.event[event * NR_ORDERS] += 1
+
+    def _done(self, result: int) -> int:
+        if self._debug:
+            validate(self.k)
+        return result
+
+    def _update_maxrss(self, task: int, mm: int) -> None:
+        memory.update_hiwater_rss(self.k, mm)
+        base = task * TASK_RECORD + layout.TASK_MAXRSS
+        most = self.k.mm[mm * MM_RECORD + layout.MM_HIWATER_RSS]
+        self.k.task[base] = max(self.k.task[base], most)
+
+    # Data, with PHYS_BACKING
+
+    def store(self, pid: int, address: int, value: int) -> int:
+        """Write one byte, as touch() does, and keep it; needs CONFIG_PHYS_BACKING."""
+        error = self.touch(pid, address, True)
+        if not error:
+            self._bytes()[self._physical(pid, address)] = value
+        return error
+
+    def load(self, pid: int, address: int) -> int:
+        """Read one byte, as touch() does; a VM_FAULT_* error comes back negative."""
+        error = self.touch(pid, address, False)
+        return -error if error else self._bytes()[self._physical(pid, address)]
+
+    def _bytes(self) -> memoryview:
+        if not self.k.config.phys_backing:
+            raise MachineError("this kernel keeps no data; set PHYS_BACKING=y")
+        return self.k.phys.cast("B")
+
+    def _physical(self, pid: int, address: int) -> int:
+        k = self.k
+        pte = k.phys[pte_offset_map(k, self._mm(pid), address)]
+        return (pte_pfn(k, pte) << k.page_shift) + (address & ~k.page_mask)
+
+    # What it cost
+
+    def digest(self) -> str:
+        """Return a hash of the machine's whole state."""
+        return boot_stage.digest(self.k)
+
+    def processes(self) -> list[Process]:
+        """Return every process that ever ran, ended ones first, in order of their end."""
+        alive = []
+        for task in self._tasks.values():
+            self._update_maxrss(task, self.k.task[task * TASK_RECORD + layout.TASK_MM])
+            alive.append(self._process(task))
+        return [*self._ended, *alive]
+
+    def _process(self, task: int) -> Process:
+        base = task * TASK_RECORD
+        record = self.k.task[base : base + TASK_RECORD].tolist()
+        folios = {o: record[layout.TASK_FOLIOS + o] for o in range(NR_ORDERS)}
+        return Process(
+            record[layout.TASK_PID],
+            record[layout.TASK_MINFLT],
+            record[layout.TASK_MAXRSS],
+            {o: n for o, n in folios.items() if n},
+        )
+
+    def events(self) -> dict[str, int | dict[str, int]]:
+        """Return the work counters; those kept by folio order as {order: count}, zeroes left out."""
+        found: dict[str, int | dict[str, int]] = {}
+        for number, (name, by_order) in enumerate(layout.EVENTS):
+            counts = self.k.event[number * NR_ORDERS : (number + 1) * NR_ORDERS].tolist()
+            found[name] = (
+                {str(o): n for o, n in enumerate(counts) if n} if by_order else counts[0]
+            )
+        return found
+
+    def vmstat(self) -> dict[str, int]:
+        """Return the counters of /proc/vmstat that the machine keeps."""
+        return dict(zip(layout.VMSTATS, self.k.vmstat.tolist(), strict=False))
+
+    def hugepages(self) -> dict[str, dict[str, int]]:
+        """Return the hugepages-<N>kB/stats counters that are not zero, by size."""
+        found: dict[str, dict[str, int]] = {}
+        for order in range(1, NR_ORDERS):
+            counts = {
+                name: self.k.mthp_stat[number * NR_ORDERS + order]
+                for number, name in enumerate(layout.MTHP_STATS)
+            }
+            counts = {name: n for name, n in counts.items() if n}
+            if counts:
+                found[f"hugepages-{self.page_size << order >> 10}kB"] = counts
+        return found
+
+    def memory(self) -> dict[str, int]:
+        """Return the memory figures in bytes: the peak of all memory, its parts, and page tables."""
+        zone = self.k.zone
+        fields = {
+            "peak": layout.ZONE_PEAK,
+            "peak_anon": layout.ZONE_PEAK_ANON,
+            "peak_page_cache": layout.ZONE_PEAK_CACHE,
+            "peak_page_tables": layout.ZONE_PEAK_TABLE,
+            "max_page_tables": layout.ZONE_MAX_TABLE,
+            "anon": layout.ZONE_ANON,
+            "page_cache": layout.ZONE_CACHE,
+            "page_tables": layout.ZONE_TABLE,
+        }
+        return {name: zone[at] * self.page_size for name, at in fields.items()}
+
+    def rss(self, pid: int) -> int:
+        """Return the resident set of a process in bytes."""
+        base = self._mm(pid) * MM_RECORD
+        pages = self.k.mm[base + layout.MM_ANONPAGES] + self.k.mm[base + layout.MM_FILEPAGES]
+        return pages * self.page_size
+
+
+def is_oom(error: int) -> bool:
+    """Return whether touch() failed for want of memory."""
+    return bool(error & VM_FAULT_OOM)
