@@ -102,6 +102,7 @@ void vk_zap_ptes(struct vk *k)
 		u64 skip = check_ptes_none(k, run[RUN_PTE], run[RUN_NR]);
 
 		if (skip) {
+			k->event[EV_zap_none * NR_ORDERS] += skip;
 			run[RUN_PTE] += skip;
 			run[RUN_NR] -= skip;
 			continue;

@@ -28,8 +28,10 @@ from .layout import (
     VMA_MM,
     VMA_PGOFF,
     VMA_START,
+    EV_exit_vma,
     EV_fork_anon,
     EV_fork_vma,
+    EV_fork_vma_anon,
     PG_anon,
     VM_nr_anon_pages,
 )
@@ -77,6 +79,7 @@ def mmput(k: Arena, mm: int) -> None:
 def exit_mmap(k: Arena, mm: int) -> None:
     """Unmap everything and free the page tables and the mm itself."""
     first, last = slots(k, mm)
+    k.event[EV_exit_vma * NR_ORDERS] += last - first
     if last > first:
         unmap_region(k, mm, list(k.vma_index[first:last]))
     pgd_free(k, mm)
@@ -110,6 +113,7 @@ def dup_mm(k: Arena, old: int) -> int:
             mmput(k, mm)
             return 0
         k.event[EV_fork_vma * NR_ORDERS] += 1
+        k.event[EV_fork_vma_anon * NR_ORDERS] += k.vma[base + VMA_ANON_VMA] != 0
     return mm
 
 

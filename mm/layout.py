@@ -48,6 +48,10 @@ for _kind, _arguments, _doc in _entries:
     else:
         globals()[_words[0]] = int(_words[1])
 
+for _name, _needed in (("event", len(EVENTS)), ("mthp_stat", len(MTHP_STATS))):
+    _have = next(int(a.words) for a in ARRAYS if a.name == _name)
+    assert _needed * NR_ORDERS <= _have, f"csrc/arena.def: array {_name} is too small"  # type: ignore[name-defined]
+
 
 def __getattr__(name: str) -> int:
     """Tell type checkers that every other attribute is an int; at run time there is none."""

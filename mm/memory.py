@@ -52,6 +52,7 @@ from .layout import (
     VMA_START,
     ZONE_ANON,
     EV_anon_fault,
+    EV_anon_free,
     EV_file_around_pages,
     EV_file_read_fault,
     EV_file_shared_fault,
@@ -153,6 +154,7 @@ def folio_put(k: Arena, folio: int) -> None:
 def free_anon_folio(k: Arena, folio: int) -> None:
     """Free an anonymous folio without references."""
     folio_undo_large_rmappable(k, folio)
+    k.event[EV_anon_free * NR_ORDERS + k.page[folio * _P + PAGE_ORDER]] += 1
     folio_free(k, folio, ZONE_ANON)
 
 

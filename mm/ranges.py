@@ -34,6 +34,7 @@ from .layout import (
     RUN_REASON,
     RUN_ROOM,
     EV_zap_anon,
+    EV_zap_none,
     PG_anon,
     PG_exclusive,
     VM_nr_anon_pages,
@@ -162,6 +163,7 @@ class PyRanges:
         while run[RUN_NR]:
             skip = self.check_ptes_none(run[RUN_PTE], run[RUN_NR])
             if skip:
+                k.event[EV_zap_none * NR_ORDERS] += skip
                 run[RUN_PTE] += skip
                 run[RUN_NR] -= skip
                 continue

@@ -70,6 +70,7 @@ class Machine:
         core = self._booted.core
         self.core_hash = core.hash if core else "python"
         self.page_size = self.k.page_size
+        self.task_size = self.k.task_size
         self._tasks: dict[int, int] = {}  # pid -> record; only an index of k.task
         self._ended: list[Process] = []
         self._touches = 0
@@ -141,6 +142,10 @@ class Machine:
         k.current = 0
         self._done(0)
 
+    def current_pid(self) -> int:
+        """Return the process that made the last call."""
+        return self.k.task[self.k.current * TASK_RECORD + layout.TASK_PID]
+
     def has(self, pid: int) -> bool:
         """Return whether the process lives."""
         return pid in self._tasks
@@ -160,16 +165,25 @@ class Machine:
         flags: int = 0,
         file: int = 0,
         pgoff: int = 0,
+        *,
+        by_exec: bool = False,
     ) -> int:
-        """Map memory at a given address; pgoff is in the machine's pages. 0 or a negative errno."""
+        """
+        Map memory at a given address; 0 or a negative errno.
+
+        Args:
+            pgoff: offset in the file, in the machine's pages.
+            by_exec: the kernel maps it while it starts a program: no call of its own.
+        """
         k, mm = self.k, self._mm(pid)
         before = k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT]
         if file:
             pages = pgoff + -(-length // k.page_size)
             filemap.file_extend(k, file, pages)
         error = mmap.do_mmap(k, mm, address, length, prot, flags, file, pgoff)
-        self._count(layout.EV_mmap_file if file else layout.EV_mmap)
-        if not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before:
+        if not by_exec:
+            self._count(layout.EV_mmap_file if file else layout.EV_mmap)
+        if not by_exec and not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before:
             self._count(layout.EV_mmap_merge)
         if not error and flags & MAP_POPULATE:
             fault_in(k, mm, address, address + length, bool(prot & VM_WRITE))

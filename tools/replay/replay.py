@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+Replay: the events of a trace, one after another, on a booted machine; what it cost as a result.
+
+A fault of the trace is an access: under another kernel it may find its page mapped already, and then costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import virtmm
+from virtmm import topdir
+from virtmm.machine import CLONE_VM, Machine, is_oom
+from virtmm.tools.replay.relayout import AddressSpace
+from virtmm.tools.report.cost import CostTable, load_costs
+from virtmm.tools.trace.schema import (
+    FAULT_KERNEL,
+    KIND_BRK,
+    KIND_EXEC,
+    KIND_EXIT,
+    KIND_FAULT,
+    KIND_FORK,
+    KIND_MADVISE,
+    KIND_MMAP,
+    KIND_MPROTECT,
+    KIND_MREMAP,
+    KIND_MUNMAP,
+    TraceError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtmm.kconfig import ResolvedConfig
+    from virtmm.tools.trace.format import TraceReader
+    from virtmm.tools.trace.schema import Row
+
+_PROT_WRITE = 2
+_MAP_FIXED = 0x10
+_MAP_GROWSDOWN = 0x100
+_MAP_FIXED_NOREPLACE = 0x100000
+_MREMAP_DONTUNMAP = 4
+#: Advice that destroys data, so that it must not reach beyond what it was given for.
+_DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 20, 21, 24))  # DONTNEED FREE REMOVE COLD PAGEOUT …_LOCKED
+
+SIMPLIFIED = (
+    "file pages are always cached; their faults are minor, contents zero",
+    "pages that exec fills before the program runs are not counted",
+    "no reclaim: memory that runs out ends the replay",
+)
+SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/replay/relayout.py)"
+SIMPLIFIED_AROUND = "recorded with fault-around: which file pages it mapped is not known"
+
+
+class OutOfMemory(Exception):
+    """The machine ran out of memory at an event; it ends the replay and is a result."""
+
+
+@dataclass
+class Replay:
+    """
+    One trace on one machine.
+
+    Attributes:
+        spaces: pid -> the process's address space in both layouts; empty when pages are equal.
+        segv: accesses that the virtual kernel refused.
+        refused: memory calls that it refused and the recorded kernel had not.
+    """
+
+    machine: Machine
+    reader: TraceReader
+    segv: int = 0
+    refused: int = 0
+    row: int = 0
+    spaces: dict[int, AddressSpace] = field(default_factory=dict)
+    commands: dict[int, str] = field(default_factory=dict)
+    _starting: set[int] = field(default_factory=set)  # exec is still mapping the program
+    _files: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Choose between replaying addresses as they are and laying them out anew."""
+        self.relayout = self.machine.page_size > self.reader.page_size
+        self._handlers: dict[int, Callable[[Row], None]] = {
+            KIND_MMAP: self._mmap,
+            KIND_MUNMAP: self._munmap,
+            KIND_MREMAP: self._mremap,
+            KIND_MPROTECT: self._mprotect,
+            KIND_MADVISE: self._madvise,
+            KIND_BRK: self._brk,
+            KIND_FORK: self._fork,
+            KIND_EXEC: self._exec,
+            KIND_EXIT: self._exit,
+        }
+
+    def run(self, progress: Callable[[int], None] = lambda _: None) -> None:
+        """
+        Replay every event.
+
+        Args:
+            progress: called after each batch with the rows done so far.
+
+        Raises:
+            TraceError: the trace contradicts itself.
+            OutOfMemory: the machine has none left; ``row`` is the event.
+        """
+        touch, handlers, spaces = self.machine.touch, self._handlers, self.spaces
+        known = self.machine.has
+        for batch in self.reader.batches():
+            done = self.row
+            for self.row, event in enumerate(batch, done + 1):
+                pid, kind = event[1], event[3]
+                if not known(pid) and kind != KIND_EXEC:
+                    raise TraceError(
+                        f"{self.reader.path}: row {self.row}: process {pid} was never started; "
+                        "record the program from its start"
+                    )
+                if kind != KIND_FAULT:
+                    handlers[kind](event)
+                    continue
+                if self._starting and not event[9] & FAULT_KERNEL:
+                    self._starting.discard(pid)
+                address: int | None = event[4]
+                if spaces:
+                    address = spaces[pid].address(event[4])
+                    if address is None:
+                        self.segv += 1
+                        continue
+                error = touch(pid, address, bool(event[8] & _PROT_WRITE))
+                if error:
+                    self._fault_error(error)
+            progress(self.row)
+
+    def _fault_error(self, error: int) -> None:
+        if is_oom(error):
+            raise OutOfMemory
+        self.segv += 1
+
+    def _check(self, error: int) -> None:
+        """Note what the virtual kernel refused; running out of memory ends the replay."""
+        if error == -12 and self.machine.vmstat()["allocstall_movable"]:
+            raise OutOfMemory
+        if error:
+            self.refused += 1
+
+    def _file(self, index: int) -> int:
+        if not index:
+            return 0
+        if index not in self._files:
+            file = self.reader.files[index]
+            self._files[index] = self.machine.open(file.inode, file.size)
+        return self._files[index]
+
+    def _mmap(self, event: Row) -> None:
+        _, pid, _, _, start, length, _, _, prot, flags, offset, file, _ = event
+        page = self.machine.page_size
+        if self.relayout:
+            space = self.spaces[pid]
+            start, length, unmap = space.mmap(start, length, offset if file else 0)
+            for low, high in unmap:
+                self._check(self.machine.munmap(pid, low, high - low))
+            if flags & _MAP_GROWSDOWN:
+                space.stack(event[4])
+        flags = flags & ~_MAP_FIXED_NOREPLACE | _MAP_FIXED
+        error = self.machine.mmap(
+            pid,
+            start,
+            length,
+            prot & 7,
+            flags,
+            self._file(file),
+            offset // page,
+            by_exec=pid in self._starting,
+        )
+        self._check(error)
+
+    def _munmap(self, event: Row) -> None:
+        pid, start, length = event[1], event[4], event[5]
+        for low, size in self._ranges(pid, start, length, AddressSpace.munmap):
+            self._check(self.machine.munmap(pid, low, size))
+
+    def _mprotect(self, event: Row) -> None:
+        pid, prot = event[1], event[8]
+        rule = AddressSpace.around if prot & _PROT_WRITE else AddressSpace.inside
+        for low, size in self._ranges(pid, event[4], event[5], rule):
+            self._check(self.machine.mprotect(pid, low, size, prot & 7))
+
+    def _madvise(self, event: Row) -> None:
+        pid, advice = event[1], event[12]
+        rule = AddressSpace.inside if advice in _DESTRUCTIVE_ADVICE else AddressSpace.around
+        for low, size in self._ranges(pid, event[4], event[5], rule):
+            self._check(self.machine.madvise(pid, low, size, advice))
+
+    def _ranges(
+        self,
+        pid: int,
+        start: int,
+        length: int,
+        rule: Callable[[AddressSpace, int, int], list[tuple[int, int]]],
+    ) -> list[tuple[int, int]]:
+        """Return (start, length) of what a call covers in the machine's layout."""
+        if not self.relayout:
+            return [(start, length)]
+        return [(low, high - low) for low, high in rule(self.spaces[pid], start, length)]
+
+    def _mremap(self, event: Row) -> None:
+        _, pid, _, _, start, length, to, new_length, _, flags, *_ = event
+        if not self.relayout:
+            self._check(self.machine.mremap(pid, start, length, to, new_length, flags))
+            return
+        move, unmap = self.spaces[pid].mremap(
+            start, length, to, new_length, bool(flags & _MREMAP_DONTUNMAP)
+        )
+        for low, high in unmap:
+            self._check(self.machine.munmap(pid, low, high - low))
+        if move:
+            self._check(self.machine.mremap(pid, *move, flags))
+
+    def _brk(self, event: Row) -> None:
+        pid, start, length = event[1], event[4], event[5]
+        end = start + length
+        if self.relayout:
+            start, end = self.spaces[pid].brk(start, length)
+        self._check(self.machine.brk(pid, start, end))
+
+    def _fork(self, event: Row) -> None:
+        pid, flags, child = event[1], event[9], event[12]
+        if self.machine.has(child):
+            raise TraceError(
+                f"{self.reader.path}: row {self.row}: process {child} exists already; "
+                "the trace misses its exit: record again"
+            )
+        self._check(self.machine.fork(pid, child, flags & CLONE_VM))
+        self.commands[child] = self.commands.get(pid, "")
+        if self.relayout:
+            space = self.spaces[pid]
+            self.spaces[child] = space if flags & CLONE_VM else space.copy()
+
+    def _exec(self, event: Row) -> None:
+        pid = event[1]
+        error = self.machine.exec(pid) if self.machine.has(pid) else self.machine.spawn(pid)
+        self._check(error)
+        self._starting.add(pid)
+        self.commands[pid] = Path(self.reader.files[event[11]].path).name
+        if self.relayout:
+            self.spaces[pid] = AddressSpace(self.machine.page_size, self.machine.task_size)
+
+    def _exit(self, event: Row) -> None:
+        self.machine.exit(event[1])
+        self.spaces.pop(event[1], None)
+
+
+def replay(
+    reader: TraceReader,
+    config: ResolvedConfig,
+    kernel: str,
+    settings: Sequence[str] = (),
+    *,
+    arch_dir: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """
+    Replay a trace under a configuration and return the result (tools/report/result.py).
+
+    Args:
+        kernel: what to call the configuration.
+        settings: run-time knobs, ``NAME=VALUE``.
+        progress: called now and then with the number of events done.
+
+    Raises:
+        TraceError, ConfigError, BuildError, ArchError, BootError, CostError: what, where, next step.
+    """
+    folder = arch_dir or topdir() / "arch" / config.arch
+    with Machine(config, settings, arch_dir=arch_dir) as machine:
+        costs = load_costs(folder, machine.page_size, str(config["COST_RELEASE"]))
+        run = Replay(machine, reader)
+        oom = None
+        try:
+            run.run(progress)
+        except OutOfMemory:
+            oom = _out_of_memory(run)
+        return {**_identity(run, kernel, costs), **_figures(run, costs), "oom": oom}
+
+
+def _out_of_memory(run: Replay) -> dict[str, Any]:
+    machine = run.machine
+    pid = machine.current_pid()
+    return {
+        "pid": pid,
+        "command": run.commands.get(pid, ""),
+        "held": machine.rss(pid),
+        "event": run.row,
+    }
+
+
+def _identity(run: Replay, kernel: str, costs: CostTable) -> dict[str, Any]:
+    reader, machine = run.reader, run.machine
+    command = reader.metadata.get("command", "")
+    simplified = [*SIMPLIFIED, *costs.simplified]
+    if run.relayout:
+        simplified.append(SIMPLIFIED_RELAYOUT)
+    if reader.metadata.get("fault_around_bytes") != reader.page_size:
+        simplified.append(SIMPLIFIED_AROUND)
+    return {
+        "format": "virtmm-result",
+        "version": 1,
+        "virtmm": virtmm.__version__,
+        "trace": {
+            "name": Path(reader.path).stem,
+            "hash": reader.hash,
+            "events": reader.num_events,
+            "page_size": reader.page_size,
+            "command": command if isinstance(command, str) else " ".join(command),
+        },
+        "kernel": kernel,
+        "arch": machine.config.arch,
+        "page_size": machine.page_size,
+        "config_hash": machine.config.hash,
+        "core_hash": machine.core_hash,
+        "simplified": simplified,
+    }
+
+
+def _figures(run: Replay, costs: CostTable) -> dict[str, Any]:
+    machine = run.machine
+    page = machine.page_size
+    events = machine.events()
+    processes = machine.processes()
+    folios: dict[int, int] = {}
+    for process in processes:
+        for order, count in process.folios.items():
+            folios[order] = folios.get(order, 0) + count
+    memory = machine.memory()
+    memory["peak_rss"] = max((p.maxrss for p in processes), default=0) * page
+    return {
+        "minflt": sum(p.minflt for p in processes),
+        "segv": run.segv,
+        "refused": run.refused,
+        "folios": {str(order): folios[order] for order in sorted(folios)},
+        "events": events,
+        "instructions": costs.price(events),
+        "cost_table": costs.name,
+        "memory": memory,
+        "vmstat": machine.vmstat(),
+        "hugepages": machine.hugepages(),
+        "processes": [
+            {
+                "pid": p.pid,
+                "command": run.commands.get(p.pid, ""),
+                "minflt": p.minflt,
+                "maxrss": p.maxrss * page,
+                "folios": {str(order): n for order, n in p.folios.items()},
+            }
+            for p in processes
+        ],
+    }
