@@ -131,8 +131,12 @@ def validate_vmas(k: Arena, mm: int) -> None:
         start = k.vma[base + VMA_START]
         _check(k.vma_start[slot] == start, f"mm {mm}: slot {slot - first} is not its VMA's start")
         _check(k.vma[base + VMA_MM] == mm, f"mm {mm}: VMA at {start:#x} is another mm's")
-        _check(end <= start < k.vma[base + VMA_END], f"mm {mm}: VMA at {start:#x} overlaps or is empty")
-        _check(not (start | k.vma[base + VMA_END]) & ~k.page_mask, f"VMA at {start:#x} is not aligned")
+        _check(
+            end <= start < k.vma[base + VMA_END], f"mm {mm}: VMA at {start:#x} overlaps or is empty"
+        )
+        _check(
+            not (start | k.vma[base + VMA_END]) & ~k.page_mask, f"VMA at {start:#x} is not aligned"
+        )
         end = k.vma[base + VMA_END]
 
 
@@ -210,7 +214,9 @@ def validate_pages(k: Arena, mapped: Counter[int], free: set[int]) -> None:
             file_mapped += pages if user == ZONE_CACHE else 0
         pfn += nr
     for user in (ZONE_ANON, ZONE_CACHE, ZONE_TABLE):
-        _check(held[user] == k.zone[user], f"user {user} holds {held[user]}, counted {k.zone[user]}")
+        _check(
+            held[user] == k.zone[user], f"user {user} holds {held[user]}, counted {k.zone[user]}"
+        )
     _check(anon_mapped == k.vmstat[VM_nr_anon_pages], f"{anon_mapped} anonymous pages mapped")
     _check(file_mapped == k.vmstat[VM_nr_mapped], f"{file_mapped} file pages mapped")
 
@@ -222,8 +228,13 @@ def validate_folio(k: Arena, folio: int, mapped: Counter[int]) -> int:
     pages = total = 0
     for page in range(folio, folio + (1 << order)):
         count = k.page[page * _P + PAGE_MAPCOUNT]
-        _check(k.page[page * _P + PAGE_HEAD] == folio, f"page {page:#x} has another head than {folio:#x}")
-        _check(count == mapped[page], f"page {page:#x}: mapped {mapped[page]} times, counted {count}")
+        _check(
+            k.page[page * _P + PAGE_HEAD] == folio,
+            f"page {page:#x} has another head than {folio:#x}",
+        )
+        _check(
+            count == mapped[page], f"page {page:#x}: mapped {mapped[page]} times, counted {count}"
+        )
         exclusive = k.page[page * _P + PAGE_FLAGS] & PG_exclusive
         _check(not exclusive or count <= 1, f"page {page:#x} is exclusive and mapped {count} times")
         pages += count > 0
@@ -234,7 +245,9 @@ def validate_folio(k: Arena, folio: int, mapped: Counter[int]) -> int:
     refs = k.page[base + PAGE_REFCOUNT]
     _check(refs == total + extra, f"folio {folio:#x}: {refs} references, {total} mappings")
     if order:
-        _check(pages == k.page[base + FOLIO_NR_PAGES_MAPPED], f"folio {folio:#x}: {pages} pages mapped")
+        _check(
+            pages == k.page[base + FOLIO_NR_PAGES_MAPPED], f"folio {folio:#x}: {pages} pages mapped"
+        )
         _check(total == k.page[base + FOLIO_LARGE_MAPCOUNT], f"folio {folio:#x}: {total} mappings")
     return pages
 
@@ -243,7 +256,9 @@ def validate_split_queue(k: Arena) -> None:
     """The deferred split queue holds the large folios that are marked, each once."""
     folio, length = k.zone[ZONE_SPLIT_QUEUE], 0
     while folio:
-        _check(bool(k.page[folio * _P + PAGE_FLAGS] & PG_deferred), f"folio {folio:#x} queued unmarked")
+        _check(
+            bool(k.page[folio * _P + PAGE_FLAGS] & PG_deferred), f"folio {folio:#x} queued unmarked"
+        )
         _check(k.page[folio * _P + PAGE_ORDER] > 1, f"folio {folio:#x} queued but small")
         length += 1
         folio = k.page[folio * _P + FOLIO_DEFERRED_NEXT]

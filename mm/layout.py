@@ -24,7 +24,9 @@ class Array:
 
 
 _text = (Path(__file__).resolve().parent.parent / "csrc" / "arena.def").read_text()
-_entries = re.findall(r'^(ARRAY|FIELD|CONST|EVENT|VMSTAT|MTHP_STAT)\((.*?)(?:, )?"(.*)"\)$', _text, re.M)
+_entries = re.findall(
+    r'^(ARRAY|FIELD|CONST|EVENT|VMSTAT|MTHP_STAT)\((.*?)(?:, )?"(.*)"\)$', _text, re.M
+)
 
 ARRAYS: list[Array] = []
 #: (name, counted by folio order?)
@@ -50,7 +52,7 @@ for _kind, _arguments, _doc in _entries:
 
 for _name, _needed in (("event", len(EVENTS)), ("mthp_stat", len(MTHP_STATS))):
     _have = next(int(a.words) for a in ARRAYS if a.name == _name)
-    assert _needed * NR_ORDERS <= _have, f"csrc/arena.def: array {_name} is too small"  # type: ignore[name-defined]
+    assert _needed * globals()["NR_ORDERS"] <= _have, f"csrc/arena.def: array {_name} is too small"
 
 
 def __getattr__(name: str) -> int:

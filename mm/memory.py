@@ -78,7 +78,6 @@ from .pgtable import (
     next_table,
     pmd_addr_end,
     pte_alloc_map,
-    pte_dirty,
     pte_mkdirty,
     pte_mkspecial,
     pte_mkwrite,
@@ -163,8 +162,12 @@ def vma_alloc_movable_folio(k: Arena, order: int) -> int:
     return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON)
 
 
-def vma_alloc_zeroed_movable_folio(k: Arena, vma: int, address: int, order: int) -> int:
-    """Return a new zeroed anonymous folio for the aligned block of address (patch 2); 0 = no memory."""
+def vma_alloc_zeroed_movable_folio(k: Arena, address: int, order: int) -> int:
+    """
+    Return a new zeroed anonymous folio for the aligned block of address (patch 2); 0 = no memory.
+
+    The page that address is in is zeroed last. The kernel's VMA argument only chooses a NUMA node.
+    """
     folio = vma_alloc_movable_folio(k, order)
     if folio and k.config.phys_backing:
         nr = 1 << order
@@ -172,9 +175,7 @@ def vma_alloc_zeroed_movable_folio(k: Arena, vma: int, address: int, order: int)
     return folio
 
 
-def try_vma_alloc_movable_folio(
-    k: Arena, vma: int, address: int, order: int, zeroed: bool
-) -> int:
+def try_vma_alloc_movable_folio(k: Arena, address: int, order: int, zeroed: bool) -> int:
     """
     Return a folio of the largest order that memory allows: order, order - 1, … 2, then 0 (patch 3).
 
@@ -182,17 +183,17 @@ def try_vma_alloc_movable_folio(
     order 0 can be had.
     """
     while order > 1:
-        folio = _alloc(k, vma, address, order, zeroed)
+        folio = _alloc(k, address, order, zeroed)
         if folio:
             return folio
         k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1
         order -= 1
-    return _alloc(k, vma, address, 0, zeroed)
+    return _alloc(k, address, 0, zeroed)
 
 
-def _alloc(k: Arena, vma: int, address: int, order: int, zeroed: bool) -> int:
+def _alloc(k: Arena, address: int, order: int, zeroed: bool) -> int:
     if zeroed:
-        return vma_alloc_zeroed_movable_folio(k, vma, address, order)
+        return vma_alloc_zeroed_movable_folio(k, address, order)
     return vma_alloc_movable_folio(k, order)
 
 
@@ -215,20 +216,20 @@ def calc_anon_folio_order_alloc(k: Arena, vmf: VmFault, order: int) -> int:
     start, end = k.vma[base + VMA_START], k.vma[base + VMA_END]
     pte_index = (vmf.address >> k.page_shift) & k.pte_mask
     first_set = -1
-    for order in range(min(order, k.geometry.pmd_order), 1, -1):
-        nr = 1 << order
+    for candidate in range(min(order, k.geometry.pmd_order), 1, -1):
+        nr = 1 << candidate
         low = vmf.address & -(nr << k.page_shift)
         if low < start or low + (nr << k.page_shift) > end:
             continue
         index = pte_index & -nr
         if first_set >= 0:
             if index + nr <= first_set:
-                return order
+                return candidate
             if index <= first_set:
                 continue
         none = k.ops.check_ptes_none(vmf.pte - pte_index + index, nr)
         if none == nr:
-            return order
+            return candidate
         first_set = index + none
     return 0
 
@@ -256,7 +257,7 @@ def do_anonymous_page(k: Arena, vmf: VmFault) -> int:
             order = 0
         if not vma_prepare_anon(k, vma):
             return VM_FAULT_OOM
-        folio = try_vma_alloc_movable_folio(k, vma, vmf.address, order, zeroed=True)
+        folio = try_vma_alloc_movable_folio(k, vmf.address, order, zeroed=True)
         if not folio:
             return VM_FAULT_OOM
         order = k.page[folio * _P + PAGE_ORDER]
@@ -301,7 +302,7 @@ def wp_page_copy(k: Arena, vmf: VmFault) -> int:
     if not vma_prepare_anon(k, vma):
         return VM_FAULT_OOM
     if zero:
-        new = vma_alloc_zeroed_movable_folio(k, vma, vmf.address, 0)
+        new = vma_alloc_zeroed_movable_folio(k, vmf.address, 0)
     else:
         new = vma_alloc_movable_folio(k, 0)
     if not new:
@@ -485,8 +486,10 @@ def __handle_mm_fault(k: Arena, vma: int, address: int, flags: int) -> int:
 
 def tlb_capacity(k: Arena) -> int:
     """
-    Return how many pages one mmu_gather takes before it must flush: 8 and as many batch pages of
-    pointers as hold at most 10000 (mm/mmu_gather.c, v6.4)."""
+    Return how many pages one mmu_gather takes before it must flush.
+
+    8, and as many batch pages of pointers as hold at most 10000 (mm/mmu_gather.c, v6.4).
+    """
     most = k.page_size // 8 - 2
     return 8 + 10000 // most * most
 

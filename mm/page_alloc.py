@@ -211,4 +211,3 @@ def folio_free(k: Arena, folio: int, user: int) -> None:
         k.mthp_stat[MTHP_nr_anon * NR_ORDERS + order] -= 1
     account(k, user, -(1 << order))
     free_pages(k, folio, order)
-

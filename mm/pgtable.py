@@ -217,8 +217,11 @@ def pte_alloc_map(k: Arena, mm: int, address: int) -> int:
 
 
 def next_table(k: Arena, mm: int, address: int, end: int) -> int:
-    """Return the first address in [address, end) that has a last-level table, rounded down to the
-    table's start but not below address; ``end`` when there is none."""
+    """
+    Return the first address in [address, end) that has a last-level table; ``end`` when none has.
+
+    It is where that table's part of the range begins.
+    """
     while address < end:
         table = k.mm[mm * MM_RECORD + MM_PGD]
         for shift, mask in k.levels:
@@ -244,7 +247,9 @@ def free_pgd_range(k: Arena, mm: int, address: int, end: int, floor: int, ceilin
     Mirrors: mm/memory.c free_pgd_range(). floor and ceiling are where the neighbouring VMAs end and
     begin (ceiling 0 = none above): a table that could hold their pages stays. Entries below must all be none.
     """
-    _free_range(k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling or k.task_size)
+    _free_range(
+        k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling or k.task_size
+    )
 
 
 def _free_range(
@@ -266,5 +271,3 @@ def _free_range(
                 k.phys[place] = 0
                 _pt_free(k, mm, child)
         at += step
-
-

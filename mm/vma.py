@@ -144,9 +144,7 @@ def split_vma(k: Arena, vma: int, address: int) -> int:
         return 0
     start, end = k.vma[base + VMA_START], k.vma[base + VMA_END]
     pgoff = k.vma[base + VMA_PGOFF] + (address - start >> k.page_shift)
-    new = vm_area_alloc(
-        k, mm, address, end, k.vma[base + VMA_FLAGS], pgoff, k.vma[base + VMA_FILE]
-    )
+    new = vm_area_alloc(k, mm, address, end, k.vma[base + VMA_FLAGS], pgoff, k.vma[base + VMA_FILE])
     if not new:
         return 0
     k.vma[new * _V + VMA_ANON_VMA] = k.vma[base + VMA_ANON_VMA]
@@ -157,8 +155,11 @@ def split_vma(k: Arena, vma: int, address: int) -> int:
 
 
 def is_mergeable_anon_vma(k: Arena, a: int, b: int) -> bool:
-    """Return whether two VMAs could share an anon_vma: the same, or one has none and the other's
-    was not inherited by fork."""
+    """
+    Return whether two VMAs could share an anon_vma.
+
+    They have the same, or one has none and the other's was not inherited by fork.
+    """
     anon_a, anon_b = k.vma[a * _V + VMA_ANON_VMA], k.vma[b * _V + VMA_ANON_VMA]
     if anon_a == anon_b:
         return True
@@ -183,8 +184,9 @@ def can_vma_merge(k: Arena, a: int, b: int) -> bool:
 
 def vma_merge(k: Arena, vma: int) -> int:
     """Merge a VMA with its neighbours where they fit; return the VMA that holds its range now."""
-    slot, (first, last) = find_slot(k, k.vma[vma * _V + VMA_MM], k.vma[vma * _V + VMA_START]), (
-        slots(k, k.vma[vma * _V + VMA_MM])
+    slot, (first, last) = (
+        find_slot(k, k.vma[vma * _V + VMA_MM], k.vma[vma * _V + VMA_START]),
+        (slots(k, k.vma[vma * _V + VMA_MM])),
     )
     if slot + 1 < last and can_vma_merge(k, vma, k.vma_index[slot + 1]):
         _absorb(k, vma, k.vma_index[slot + 1])

@@ -70,7 +70,9 @@ def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
     """Yield a function (what, units done of it) that moves a bar on a terminal and does nothing elsewhere."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=total)
         yield lambda what, done: bar.update(task, description=what, completed=done)
 

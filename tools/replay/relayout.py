@@ -6,15 +6,15 @@ A program that runs on a kernel with 16K or 64K pages is given other addresses: 
 and ends on a page of its own. The rule, for a recording page r and a larger page S:
 
 1. A new mapping gets whole pages of S for itself. Its first byte keeps its position in the file modulo S,
-   so that file pages hold what they would hold. It goes where it was, rounded down to S, or
-   directly above or below a neighbour that it touched in the recording, if that is free; otherwise to the nearest free place
-   below, else above.
-2. A mapping made over part of another stays in place if it begins and ends on pages of S there; otherwise
-   rule 1 gives it new pages (ELF segments 4K apart, which a linker for large pages puts apart).
+   so that file pages hold what they would hold. It goes
+   directly below or above a neighbour that it touched in the recording, else where it was, rounded
+   down to S; if that is taken, to the nearest free place below, else above.
+2. A mapping made over part of another stays in place if it begins and ends on pages of S there;
+   otherwise rule 1 gives it new pages (ELF segments 4K apart, which a linker for large pages puts apart).
 3. An address keeps its distance to the start of its mapping, through mremap and brk too.
-4. A page of S lives as long as any recorded page in it. munmap, MADV_DONTNEED and the like, and mprotect without write
-   access, take only pages of S none of whose other recorded pages is in use; mprotect with write access takes
-   every page of S it touches.
+4. A page of S lives as long as any recorded page in it. munmap, MADV_DONTNEED and the like, and
+   mprotect without write access, take only pages of S none of whose other recorded pages is in
+   use; mprotect with write access takes every page of S it touches.
 
 SIMPLIFIED: the program's own choices that depend on the page size (malloc's trim and growth steps, stack and
 arena sizes) stay as recorded; kernels with larger pages are shown with slightly more partly used
@@ -175,9 +175,16 @@ class AddressSpace:
         removed = self.pieces.clear(start, end)
         unmap = self._whole_pages(removed)
         inside = offset % self.page
-        if len({shift for *_, shift in removed}) == 1 and removed[0][0] == start and removed[-1][1] == end:
+        if (
+            len({shift for *_, shift in removed}) == 1
+            and removed[0][0] == start
+            and removed[-1][1] == end
+        ):
             new = start + removed[0][2]
-            if new % self.page == inside == 0 and (self._down(new), self._up(end + removed[0][2])) in unmap:
+            if (
+                new % self.page == inside == 0
+                and (self._down(new), self._up(end + removed[0][2])) in unmap
+            ):
                 self.pieces.set(start, end, removed[0][2])
                 return new, self._up(length), []
         for low, high in unmap:
@@ -293,9 +300,8 @@ class AddressSpace:
             return address + piece[2]
         above = self.pieces.above(address)
         if above and above[2] in self.stacks:
-            start = address // 4096 * 4096
-            self.pieces.set(start, above[0], above[2])
-            new = self._down(start + above[2])
+            new = self._down(address + above[2])
+            self.pieces.set(new - above[2], above[0], above[2])
             self.taken.set(new, self._up(above[0] + above[2]), 0)
             return address + above[2]
         return None

@@ -2,7 +2,8 @@
 """
 Replay: the events of a trace, one after another, on a booted machine; what it cost as a result.
 
-A fault of the trace is an access: under another kernel it may find its page mapped already, and then costs nothing.
+A fault of the trace is an access: under another kernel it may find its page mapped already, and
+then costs nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/repl
 SIMPLIFIED_AROUND = "recorded with fault-around: which file pages it mapped is not known"
 
 
-class OutOfMemory(Exception):
+class OutOfMemoryError(Exception):
     """The machine ran out of memory at an event; it ends the replay and is a result."""
 
 
@@ -104,7 +105,7 @@ class Replay:
 
         Raises:
             TraceError: the trace contradicts itself.
-            OutOfMemory: the machine has none left; ``row`` is the event.
+            OutOfMemoryError: the machine has none left; ``row`` is the event.
         """
         touch, handlers, spaces = self.machine.touch, self._handlers, self.spaces
         known = self.machine.has
@@ -135,13 +136,13 @@ class Replay:
 
     def _fault_error(self, error: int) -> None:
         if is_oom(error):
-            raise OutOfMemory
+            raise OutOfMemoryError
         self.segv += 1
 
     def _check(self, error: int) -> None:
         """Note what the virtual kernel refused; running out of memory ends the replay."""
         if error == -12 and self.machine.vmstat()["allocstall_movable"]:
-            raise OutOfMemory
+            raise OutOfMemoryError
         if error:
             self.refused += 1
 
@@ -279,7 +280,7 @@ def replay(
         oom = None
         try:
             run.run(progress)
-        except OutOfMemory:
+        except OutOfMemoryError:
             oom = _out_of_memory(run)
         return {**_identity(run, kernel, costs), **_figures(run, costs), "oom": oom}
 

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+The compare table: one row per trace and kernel, as text, JSON, CSV or Markdown.
+
+The first kernel of each trace is its baseline; the others show their change against it. A result
+that ran out of memory covers only a part of its trace: it is shown as that and compared with
+nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from virtmm.tools.report.result import ReportError, Result, read_results
+
+import virtmm
+
+__all__ = ["FORMATS", "ReportError", "Row", "make_rows", "render"]
+
+FORMATS = ("text", "json", "csv", "md")
+BAR_CELLS = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_SUFFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One line of the table.
+
+    Attributes:
+        result: what was counted.
+        first: the first row of its trace, the baseline.
+        minflt_change, instructions_change, peak_change: percent against the baseline; None for the
+            baseline itself, against nothing, and where either ran out of memory.
+        minflt_share, instructions_share: 0 ... 1, of the largest of the trace.
+    """
+
+    result: Result
+    first: bool
+    minflt_change: float | None
+    instructions_change: float | None
+    peak_change: float | None
+    minflt_share: float
+    instructions_share: float
+
+
+def make_rows(sources: Iterable[Path | Mapping[str, Any]]) -> list[Row]:
+    """
+    Return the rows of the table, traces together in order of appearance.
+
+    Args:
+        sources: result files, or results as replay makes them.
+
+    Raises:
+        ReportError: see read_results(); or one trace twice under the same kernel.
+    """
+    traces: dict[str, list[Result]] = {}
+    for result in read_results(sources):
+        traces.setdefault(result.trace, []).append(result)
+    rows = []
+    for trace, results in traces.items():
+        seen = [(r.arch, r.kernel) for r in results]
+        for arch, kernel in seen:
+            if seen.count((arch, kernel)) > 1:
+                raise ReportError(f"trace {trace}: two results of {arch} {kernel}; name one apart")
+        base = results[0]
+        most_faults = max(r.minflt for r in results) or 1
+        most_instructions = max(r.instructions["total"] for r in results) or 1
+        for r in results:
+            rows.append(
+                Row(
+                    result=r,
+                    first=r is base,
+                    minflt_change=_change(r, base, r.minflt, base.minflt),
+                    instructions_change=_change(
+                        r, base, r.instructions["total"], base.instructions["total"]
+                    ),
+                    peak_change=_change(r, base, r.memory["peak"], base.memory["peak"]),
+                    minflt_share=r.minflt / most_faults,
+                    instructions_share=r.instructions["total"] / most_instructions,
+                )
+            )
+    return rows
+
+
+def _change(result: Result, base: Result, value: int, old: int) -> float | None:
+    if result is base or result.oom or base.oom or not old:
+        return None
+    return round((value / old - 1) * 100, 2)
+
+
+def render(
+    results: Iterable[Path | Mapping[str, Any]],
+    fmt: str = "text",
+    *,
+    width: int | None = None,
+    color: bool | None = None,
+) -> str:
+    """
+    Return the compare table, with a final newline.
+
+    Args:
+        results: result files, or results as replay makes them.
+        fmt: one of FORMATS.
+        width: columns of the text table; default: the terminal's, 100 without one.
+        color: escape sequences in the text table; default: only if stdout is a terminal.
+
+    Raises:
+        ReportError: unknown format, or what make_rows() raises.
+    """
+    if fmt not in FORMATS:
+        raise ReportError(f"unknown format {fmt!r}: use one of {', '.join(FORMATS)}")
+    rows = make_rows(results)
+    if fmt == "json":
+        return _json(rows)
+    if fmt == "csv":
+        return _csv(rows)
+    if fmt == "md":
+        return _markdown(rows)
+    return _text(rows, width, color)
+
+
+# --- JSON and CSV: full figures ---------------------------------------------------------------
+
+
+def _json(rows: Sequence[Row]) -> str:
+    document = {
+        "format": "virtmm-compare",
+        "version": 1,
+        "virtmm": virtmm.__version__,
+        "rows": [
+            {
+                "trace": row.result.trace,
+                "trace_hash": row.result.trace_hash,
+                "kernel": row.result.kernel,
+                "arch": row.result.arch,
+                "page_size": row.result.page_size,
+                "config_hash": row.result.raw["config_hash"],
+                "core_hash": row.result.raw["core_hash"],
+                "baseline": row.first,
+                "minflt": row.result.minflt,
+                "minflt_change_percent": row.minflt_change,
+                "instructions": dict(row.result.instructions),
+                "instructions_change_percent": row.instructions_change,
+                "cost_table": row.result.cost_table,
+                "folios": {str(order): n for order, n in row.result.folios.items()},
+                "memory": dict(row.result.memory),
+                "peak_change_percent": row.peak_change,
+                "segv": row.result.segv,
+                "oom": row.result.oom,
+                "simplified": list(row.result.simplified),
+            }
+            for row in rows
+        ],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    lines = [
+        {
+            "trace": row.result.trace,
+            "arch": row.result.arch,
+            "kernel": row.result.kernel,
+            "page_size": row.result.page_size,
+            "minflt": row.result.minflt,
+            "minflt_change_percent": _blank(row.minflt_change),
+            "instructions": row.result.instructions["total"],
+            "instructions_change_percent": _blank(row.instructions_change),
+            "folios": " ".join(f"{o}:{n}" for o, n in row.result.folios.items()),
+            "peak_memory": row.result.memory["peak"],
+            "peak_memory_change_percent": _blank(row.peak_change),
+            "max_page_tables": row.result.memory["max_page_tables"],
+            "cost_table": row.result.cost_table,
+            "oom": _oom(row.result),
+        }
+        for row in rows
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _blank(change: float | None) -> str:
+    return "" if change is None else f"{change:.2f}"
+
+
+def _oom(result: Result) -> str:
+    return f"out of memory at event {result.oom['event']}" if result.oom else ""
+
+
+# --- text and Markdown: figures to read ----------------------------------------------------------
+
+
+def compact(value: float, digits: int = 3, base: int = 1000) -> str:
+    """Return a number rounded to about ``digits`` digits: 900, 1.23k, 34.0k, 812M."""
+    for suffix in _SUFFIXES:
+        decimals = max(digits - len(str(int(value))), 0) if suffix else 0
+        # Compared as it would be printed: 999.6 is 1.00k, never 1000.
+        if round(value, decimals) < base or suffix == _SUFFIXES[-1]:
+            break
+        value /= base
+    text = f"{value:.{decimals}f}"
+    if decimals and len(text) > digits + 1:  # 9.996 became 10.00
+        text = f"{value:.{decimals - 1}f}"
+    return text + suffix
+
+
+def _bytes(value: int) -> str:
+    text = compact(value, base=1024).replace("k", "K")
+    return text + ("iB" if text[-1].isalpha() else "B")
+
+
+def _percent(change: float | None) -> str:
+    return "" if change is None else f"{change:+.1f}%"
+
+
+def _folios(result: Result) -> str:
+    if result.oom:
+        return _oom(result)
+    return " ".join(f"{o}:{compact(n, 2)}" for o, n in result.folios.items()) or "none"
+
+
+def _kernel(result: Result, several: bool) -> str:
+    return f"{result.arch} {result.kernel}" if several else result.kernel
+
+
+def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
+    """Return the lines below the table: what ran out of memory, prices used, simplifications."""
+    notes = []
+    tables: dict[str, list[str]] = {}
+    for row in rows:
+        r = row.result
+        name = f"{r.trace}, {r.kernel}" if several_traces else r.kernel
+        if r.oom:
+            notes.append(
+                f"{name}: {_oom(r)}, pid {r.oom['pid']} ({r.oom['command']}) held "
+                f"{_bytes(r.oom['held'])}; its figures end there"
+            )
+        if r.segv:
+            notes.append(f"{name}: {r.segv} segmentation faults in the trace's processes")
+        kernels = tables.setdefault(r.cost_table, [])
+        if r.kernel not in kernels:
+            kernels.append(r.kernel)
+    priced = "; ".join(
+        f"{table} ({', '.join(kernels)})" if len(tables) > 1 else table
+        for table, kernels in tables.items()
+    )
+    notes.append(f"Instructions priced by {priced}")
+    simplified = dict.fromkeys(s for row in rows for s in row.result.simplified)
+    return notes + [f"SIMPLIFIED: {s.removeprefix('SIMPLIFIED:').strip()}" for s in simplified]
+
+
+def _several(rows: Sequence[Row]) -> tuple[bool, bool]:
+    """Return whether there are several traces, and several architectures."""
+    traces = {row.result.trace for row in rows}
+    return len(traces) > 1, len({row.result.arch for row in rows}) > 1
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    traces, arches = _several(rows)
+    header = ["Kernel", "Minor faults", "±", "Instructions", "±", "Folios by order"]
+    header += ["Peak memory", "±", "Page tables"]
+    rule = ["---", "--:", "--:", "--:", "--:", "---", "--:", "--:", "--:"]
+    if traces:
+        header, rule = ["Trace", *header], ["---", *rule]
+    lines = [header, rule]
+    for row in rows:
+        r = row.result
+        cells = [r.trace] if traces else []
+        cells += [_kernel(r, arches), f"{r.minflt:,}", _percent(row.minflt_change)]
+        cells += [compact(r.instructions["total"]), _percent(row.instructions_change), _folios(r)]
+        cells += [_bytes(r.memory["peak"]), _percent(row.peak_change)]
+        cells += [_bytes(r.memory["max_page_tables"])]
+        lines.append([cell.replace("|", "\\|") for cell in cells])
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table + "".join(f"\n{note}\n" for note in _notes(rows, traces))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the text table is drawn: bars; changes in columns of their own or below the figure."""
+
+    bars: bool
+    beside: bool
+    plain: bool  # ASCII only
+
+
+def _text(rows: Sequence[Row], width: int | None, color: bool | None) -> str:
+    traces, _ = _several(rows)
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    color = sys.stdout.isatty() if color is None else color
+    plain = "utf" not in (sys.stdout.encoding or "utf").lower()
+    # The roomiest that fits: bars are not worth folding the table, changes may move below.
+    for bars, beside in ((True, True), (False, True), (False, False)):
+        layout = _Layout(bars, beside, plain)
+        if _natural_width(rows, layout) <= width:
+            break
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+    )
+    console.print(_table(rows, layout))
+    for note in _notes(rows, traces):
+        console.print(Text(note, style="dim"))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _natural_width(rows: Sequence[Row], layout: _Layout) -> int:
+    """Return the columns a table needs if folios by order may take two lines."""
+    wide = Console(file=io.StringIO(), width=10_000)
+    longest = max(len(_folios(row.result)) for row in rows)
+    table = _table(rows, layout, folios=max(16, (longest + 1) // 2 + 3))
+    return wide.measure(table).maximum
+
+
+def _table(rows: Sequence[Row], layout: _Layout, folios: int | None = None) -> Table:
+    """Return the table; ``folios``: at most so many columns for the folios by order."""
+    traces, arches = _several(rows)
+    table = Table(
+        box=box.ASCII if layout.plain else box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold",
+    )
+    if traces:
+        table.add_column("\nTrace", overflow="fold")
+    table.add_column("\nKernel", no_wrap=True)
+    for name in ("Minor\nfaults", "Kernel\ninstr."):
+        table.add_column(name, justify="right", no_wrap=True)
+        if layout.beside:
+            table.add_column("", justify="right", no_wrap=True)
+        if layout.bars:
+            table.add_column("", no_wrap=True, min_width=BAR_CELLS)
+    table.add_column("Folios\nby order", overflow="fold", max_width=folios)
+    table.add_column("Peak\nmemory", justify="right", no_wrap=True)
+    if layout.beside:
+        table.add_column("", justify="right", no_wrap=True)
+    table.add_column("Page\ntables", justify="right", no_wrap=True)
+    for row in rows:
+        r = row.result
+        cells: list[str | Text] = [r.trace if row.first else ""] if traces else []
+        cells.append(_kernel(r, arches))
+        cells += _figure(f"{r.minflt:,}", row.minflt_change, layout, row.minflt_share)
+        total = compact(r.instructions["total"])
+        cells += _figure(total, row.instructions_change, layout, row.instructions_share)
+        cells.append(Text(_folios(r), style="bold red" if r.oom else ""))
+        cells += _figure(_bytes(r.memory["peak"]), row.peak_change, layout)
+        cells.append(_bytes(r.memory["max_page_tables"]))
+        table.add_row(*cells)
+    return table
+
+
+def _figure(
+    figure: str, change: float | None, layout: _Layout, share: float | None = None
+) -> list[str | Text]:
+    """Return the cells of one figure: with its change and, for a share of the largest, its bar."""
+    cells: list[str | Text] = []
+    if layout.beside:
+        cells += [figure, _coloured(change)]
+    else:
+        below = Text("\n") + _coloured(change) if change is not None else Text()
+        cells.append(Text(figure) + below)
+    if layout.bars and share is not None:
+        cells.append(Text(bar(share, layout.plain), style="blue"))
+    return cells
+
+
+def _coloured(change: float | None) -> Text:
+    style = "" if change is None or abs(change) < 0.05 else "green" if change < 0 else "red"
+    return Text(_percent(change), style=style)
+
+
+def bar(share: float, plain: bool = False) -> str:
+    """Return a bar for a share of 0 ... 1, BAR_CELLS long at 1; ``plain``: ASCII only."""
+    if plain:
+        return "#" * round(share * BAR_CELLS)
+    full, eighths = divmod(round(share * BAR_CELLS * 8), 8)
+    return "█" * full + _EIGHTHS[eighths].strip()
