@@ -75,7 +75,8 @@ static inline u64 pte_pfn(u64 pte)
 /* A page of a PROT_NONE mapping is present to the kernel, though not to the hardware. */
 static inline int pte_present(u64 pte)
 {
-	return (pte & PTE_PRESENT_MASK) == PTE_PRESENT_ON || (pte & PTE_PROT_NONE_MASK) == PTE_PROT_NONE_ON;
+	return (pte & PTE_PRESENT_MASK) == PTE_PRESENT_ON ||
+	       (pte & PTE_PROT_NONE_MASK) == PTE_PROT_NONE_ON;
 }
 
 static inline u32 *page_record(const struct vk *k, u64 pfn)

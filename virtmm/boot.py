@@ -7,7 +7,7 @@ import functools
 import hashlib
 import mmap
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from virtmm import kbuild
 from virtmm.arch import load_arch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from virtmm.mm.arena import RangeOps
     from virtmm.mm.fault_inject import FaultInjection
 
 # Records of the tables that do not grow with memory. Only what is touched costs anything.
@@ -34,7 +35,6 @@ _COUNTS = {
     "nr_cache": 1 << 32,
 }
 _MAP_NORESERVE = 0x4000
-_FORMATS = {32: "I", 64: "Q"}
 
 
 class BootError(Exception):
@@ -90,7 +90,8 @@ def parse_knobs(config: ResolvedConfig, settings: Sequence[str]) -> Knobs:
         ConfigError: unknown knob or value, or a per-size knob, which no policy of this kernel has.
     """
     default = next(
-        (v for v in ("always", "never") if config.get(f"TRANSPARENT_HUGEPAGE_{v.upper()}")), "madvise"
+        (v for v in ("always", "never") if config.get(f"TRANSPARENT_HUGEPAGE_{v.upper()}")),
+        "madvise",
     )
     knobs = Knobs(enabled=default)
     for setting in settings:
@@ -135,7 +136,9 @@ def boot(
         ConfigError, ArchError, BuildError, BootError: what is wrong and the next step.
     """
     if inject is not None and not config.get("FAULT_INJECTION"):
-        raise ConfigError("failures were asked for, but FAULT_INJECTION is n; set FAULT_INJECTION=y")
+        raise ConfigError(
+            "failures were asked for, but FAULT_INJECTION is n; set FAULT_INJECTION=y"
+        )
     arch = load_arch(config.arch, arch_dir)
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
     mm_config = machine_config(config)
@@ -144,9 +147,7 @@ def boot(
     counts = {**_COUNTS, "nr_pages": mm_config.nr_pages, "PAGE_WORDS": 1 << geometry.page_shift - 3}
     spans, size = _spans(counts)
     try:
-        memory = mmap.mmap(
-            -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        )
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, ValueError, OverflowError) as e:
         raise BootError(
             f"cannot reserve {size >> 30} GiB of address space: {e}; "
@@ -154,8 +155,8 @@ def boot(
         ) from None
     # The arrays are sparse: huge pages of the host would fill the holes.
     memory.madvise(mmap.MADV_NOHUGEPAGE)
-    views = {
-        a.name: memoryview(memory)[start:end].cast(_FORMATS[a.bits])
+    views: dict[str, Any] = {
+        a.name: _cast(memoryview(memory)[start:end], a.bits)
         for a, (start, end) in zip(layout.ARRAYS, spans, strict=True)
     }
     arena = Arena(**views, config=mm_config, arch=arch, geometry=geometry, knobs=knobs)
@@ -168,9 +169,13 @@ def boot(
         booted.vk = core.ffi.new("struct vk *")
         for a, (start, _) in zip(layout.ARRAYS, spans, strict=True):
             setattr(booted.vk, a.name, core.ffi.cast(f"uint{a.bits}_t *", booted.buffer + start))
-        arena.ops = CoreRanges(core.lib, booted.vk)
+        arena.ops = cast("RangeOps", CoreRanges(core.lib, booted.vk))
     init_zone(arena)
     return booted
+
+
+def _cast(view: memoryview, bits: int) -> memoryview:
+    return view.cast("I") if bits == 32 else view.cast("Q")
 
 
 def _spans(counts: dict[str, int]) -> tuple[list[tuple[int, int]], int]:

@@ -311,9 +311,7 @@ class Machine:
         found: dict[str, int | dict[str, int]] = {}
         for number, (name, by_order) in enumerate(layout.EVENTS):
             counts = self.k.event[number * NR_ORDERS : (number + 1) * NR_ORDERS].tolist()
-            found[name] = (
-                {str(o): n for o, n in enumerate(counts) if n} if by_order else counts[0]
-            )
+            found[name] = {str(o): n for o, n in enumerate(counts) if n} if by_order else counts[0]
         return found
 
     def vmstat(self) -> dict[str, int]:
