@@ -169,7 +169,9 @@ class Geometry:
                 )
         total = self.page_shift + sum(lv.bits for lv in self.levels)
         if total != self.va_bits:
-            raise ArchError(f"{where}: page shift and levels sum to {total}, va_bits is {self.va_bits}")
+            raise ArchError(
+                f"{where}: page shift and levels sum to {total}, va_bits is {self.va_bits}"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from . import layout
 
 if TYPE_CHECKING:
     from ..arch.params import ArchParams, Geometry
-
     from .fault_inject import FaultInjection
 
 _WORDS = {a.name: a.words for a in layout.ARRAYS}

@@ -30,9 +30,6 @@ from .layout import (
     PAGE_ORDER,
     PAGE_REFCOUNT,
     SLAB_MM,
-    VM_nr_anon_pages,
-    VM_nr_mapped,
-    VM_nr_page_table_pages,
     VMA_END,
     VMA_MM,
     VMA_START,
@@ -53,6 +50,9 @@ from .layout import (
     PG_file,
     PG_reserved,
     PG_table,
+    VM_nr_anon_pages,
+    VM_nr_mapped,
+    VM_nr_page_table_pages,
 )
 from .pgtable import pte_pfn, pte_present, pte_special
 from .vma import slots, vma_lookup

@@ -19,13 +19,13 @@ from .layout import (
     NR_ORDERS,
     PAGE_FLAGS,
     PAGE_ORDER,
-    VM_thp_deferred_split_page,
     VMA_FLAGS,
     ZONE_SPLIT_QUEUE,
     ZONE_SPLIT_QUEUE_LEN,
     ZONE_SPLIT_QUEUE_TAIL,
     MTHP_split_deferred,
     PG_deferred,
+    VM_thp_deferred_split_page,
 )
 from .vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE
 

@@ -28,9 +28,6 @@ from .layout import (
     PAGE_ORDER,
     PAGE_PREV,
     PAGE_REFCOUNT,
-    VM_allocstall_movable,
-    VM_pgalloc_movable,
-    VM_pgfree,
     ZONE_ANON,
     ZONE_CACHE,
     ZONE_FREE_LIST,
@@ -47,6 +44,9 @@ from .layout import (
     MTHP_nr_anon,
     PG_buddy,
     PG_reserved,
+    VM_allocstall_movable,
+    VM_pgalloc_movable,
+    VM_pgfree,
 )
 
 if TYPE_CHECKING:

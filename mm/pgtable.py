@@ -15,21 +15,20 @@ from .arena import PAGE_RECORD as _P
 from .layout import (
     MM_PGD,
     MM_PGTABLES,
+    NR_ORDERS,
     PAGE_FLAGS,
-    VM_nr_page_table_pages,
     VMA_PAGE_PROT,
     ZONE_TABLE,
     EV_pt_page_alloc,
     EV_pt_page_free,
-    NR_ORDERS,
     PG_table,
+    VM_nr_page_table_pages,
 )
 from .page_alloc import folio_alloc, folio_free
 from .vm_flags import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
 
 if TYPE_CHECKING:
     from ..arch.params import Attr
-
     from .arena import Arena
 
 

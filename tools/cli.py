@@ -13,12 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-import virtmm
-from virtmm.arch.params import ArchError
-from virtmm.boot import BootError
-from virtmm.kbuild import BuildError
-from virtmm.kconfig import ConfigError, defconfigs, resolve
 from virtmm.tools.replay.replay import replay as run_replay
 from virtmm.tools.report.cost import CostError
 from virtmm.tools.report.table import FORMATS, ReportError, render
@@ -26,6 +20,11 @@ from virtmm.tools.trace.format import TraceReader
 from virtmm.tools.trace.record import describe
 from virtmm.tools.trace.record import record as run_record
 from virtmm.tools.trace.schema import TraceError
+
+import virtmm
+from virtmm.boot import BootError
+from virtmm.kbuild import BuildError
+from virtmm.kconfig import ArchError, ConfigError, defconfigs, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

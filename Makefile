@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Targets have the kernel's names where the kernel has such a target. "make help" lists them.
+
+ARCH   ?= arm64
+O      ?= .
+PYTHON ?= python3
+VENV   ?= .venv
+V      ?= 0
+
+ifeq ($(V),1)
+Q :=
+VERBOSE := --verbose
+else
+Q := @
+MAKEFLAGS += --no-print-directory
+endif
+
+PY      := $(VENV)/bin/python
+SETUP   := $(PYTHON) scripts/setup_venv.py --venv $(VENV) $(VERBOSE)
+KCONFIG := $(PY) -m scripts.kconfig --arch $(ARCH) --out $(O)
+DOTCONF := $(O)/.config
+SAMPLES := $(sort $(wildcard samples/*.parquet))
+
+# Goals follow one another, as in "make defconfig 64k.config core".
+.NOTPARALLEL:
+# A goal such as 64k.config is never a file to be looked for, nor a source to be made from another.
+MAKEFLAGS += -rR
+.SUFFIXES:
+
+.PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
+	listnewconfig core run test bench check clean mrproper
+
+help:
+	@echo 'Run:'
+	@echo '  run             - set up, and replay the samples under each named kernel'
+	@echo ''
+	@echo 'Configuration (.config in O=):'
+	@echo '  menuconfig      - edit in the terminal'
+	@echo '  guiconfig       - edit in a window (needs python3-tk)'
+	@echo '  defconfig       - start from the plain defconfig of ARCH'
+	@echo '  olddefconfig    - complete with defaults; list values that cannot be kept'
+	@echo '  savedefconfig   - write the minimal form to O=/defconfig'
+	@echo '  listnewconfig   - list what .config does not mention'
+	@for f in $(sort $(wildcard arch/$(ARCH)/configs/*_defconfig)); do echo "  $${f##*/}"; done
+	@echo 'Fragments, on top of a .config:'
+	@for f in $(sort $(wildcard arch/$(ARCH)/configs/*.config configs/*.config)); \
+	 do echo "  $${f##*/}"; done
+	@echo ''
+	@echo 'Build and check:'
+	@echo '  core            - compile the core for .config'
+	@echo '  test            - set up with test tools, and run the tests'
+	@echo '  bench           - run the benchmarks'
+	@echo '  check           - lint, format, types, import rule, spelling'
+	@echo '  setup           - only make or update the virtual environment'
+	@echo '  clean           - remove what was built, .config and the environment stay'
+	@echo '  mrproper        - remove everything that was not in the repository'
+	@echo ''
+	@echo "  ARCH=$(ARCH) (of: $(patsubst arch/%/arch.py,%,$(sort $(wildcard arch/*/arch.py))))"
+	@echo '  O=$(O)  folder of .config      VENV=$(VENV)  virtual environment'
+	@echo '  PYTHON=$(PYTHON)  Python to set up with      V=1  show commands'
+
+setup:
+	$(Q)$(SETUP)
+
+setup-test:
+	$(Q)$(SETUP) --extras test
+
+menuconfig guiconfig defconfig olddefconfig savedefconfig listnewconfig: setup
+	$(Q)$(KCONFIG) $@
+
+%_defconfig: setup
+	$(Q)$(KCONFIG) $@
+
+%.config: setup
+	$(Q)$(KCONFIG) $@
+
+core: setup
+	$(Q)test -f $(DOTCONF) || { echo '$(DOTCONF): no such file; run make defconfig first' >&2; exit 2; }
+	$(Q)$(PY) -m virtmm.kbuild --arch $(ARCH) $(DOTCONF)
+
+run: setup
+	$(Q)$(VENV)/bin/virtmm compare $(SAMPLES)
+
+test: setup-test
+	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks
+
+bench: setup-test
+	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only
+
+check: setup-test
+	$(Q)$(PY) scripts/check.py
+
+clean:
+	$(Q)rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache
+	$(Q)find . -path ./.git -prune -o -path './$(VENV)' -prune -o \
+		-name __pycache__ -type d -exec rm -rf {} +
+
+mrproper: clean
+	$(Q)rm -rf *.egg-info .benchmarks .hypothesis $(DOTCONF) $(DOTCONF).old $(O)/defconfig
+	$(Q)if test -f $(VENV)/.virtmm-stamp; then rm -rf $(VENV); fi
+
+# The Makefile is not to be made by a rule above.
+Makefile: ;

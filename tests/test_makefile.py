@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The Makefile's targets, run by make; the environment that the tests run in is the one it finds."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from virtmm.arch import names
+
+from virtmm import topdir
+from virtmm.kconfig import defconfigs, fragment_names, load, resolve
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return a function that runs make with O= a new folder: (status, output, errors)."""
+
+    def run(*goals, env=None):
+        command = [
+            "make",
+            "-C",
+            str(topdir()),
+            "--no-print-directory",
+            *variables(tmp_path),
+            *goals,
+        ]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "MAKEFLAGS": "", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def variables(out):
+    """Return make's variables: no set-up, this Python, output below ``out``."""
+    return ["SETUP=:", f"VENV={sys.prefix}", f"O={out / 'o'}"]
+
+
+def errors(stderr):
+    """Return what a failing target printed, without make's own line."""
+    return [line for line in stderr.splitlines() if not line.startswith("make")]
+
+
+def test_help_is_the_default_and_lists_what_exists(make):
+    status, text, _ = make()
+    assert status == 0
+    assert make("help")[1] == text
+    targets = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    for name in defconfigs("arm64"):
+        assert f"{name}_defconfig" in targets
+    for name in fragment_names("arm64"):
+        assert f"{name}.config" in targets
+    assert {"run", "test", "bench", "check", "menuconfig", "core", "mrproper"} <= set(targets)
+    assert "anonfolio_basic_defconfig" not in make("help", "ARCH=x86")[1]
+    assert f"(of: {' '.join(names())})" in text
+
+
+def test_defconfig_fragments_and_core(make, tmp_path):
+    status, _, err = make("anonfolio_basic_defconfig", "64k.config", "core", "-j4")
+    assert (status, err) == (0, "")
+    config = load(tmp_path / "o" / ".config", "arm64")
+    assert config == resolve("arm64", "anonfolio_basic", ["64k"])
+
+
+def test_every_defconfig(make, tmp_path):
+    for arch in names():
+        for goal in ["defconfig", *(f"{name}_defconfig" for name in defconfigs(arch))]:
+            assert make(goal, f"ARCH={arch}")[0] == 0
+            want = resolve(arch, goal.removesuffix("_defconfig"))
+            assert load(tmp_path / "o" / ".config", arch) == want
+
+
+def test_same_configuration_again_leaves_the_file_alone(make, tmp_path):
+    make("defconfig")
+    path = tmp_path / "o" / ".config"
+    os.utime(path, (1, 1))
+    assert "No change" in make("defconfig")[1]
+    assert path.stat().st_mtime == 1
+    make("baseline_16k_defconfig")
+    assert (tmp_path / "o" / ".config.old").read_text() == resolve("arm64").text
+
+
+def test_fragment_keeps_what_was_set_before(make, tmp_path):
+    path = tmp_path / "o" / ".config"
+    make("defconfig")
+    path.write_text(resolve("arm64", sets=["MEMORY_MB=64", "LARGE_ANON_FOLIO=y"]).text)
+    status, _, err = make("16k.config")
+    assert (status, err) == (0, "")
+    config = load(path, "arm64")
+    assert (config["MEMORY_MB"], config["PAGE_SHIFT"]) == (64, 14)
+    assert config["LARGE_ANON_FOLIO_THP_ORDER_MAX"] == 7
+
+
+def test_fragment_without_config(make):
+    status, _, err = make("16k.config")
+    assert status == 2
+    (line,) = errors(err)
+    assert "run make defconfig before 16k.config" in line
+
+
+def test_savedefconfig_is_what_a_defconfig_file_says(make, tmp_path):
+    assert make("anonfolio_basic_defconfig", "savedefconfig")[0] == 0
+    file = topdir() / "arch" / "arm64" / "configs" / "anonfolio_basic_defconfig"
+    assert (tmp_path / "o" / "defconfig").read_text() == file.read_text()
+
+
+def test_olddefconfig_warns_about_what_it_cannot_keep(make, tmp_path):
+    make("defconfig")
+    path = tmp_path / "o" / ".config"
+    text = path.read_text().replace("CONFIG_MEMORY_MB=16384", "CONFIG_MEMORY_MB=1")
+    text = text.replace("CONFIG_ANON_POLICY_BASE=y", "CONFIG_ANON_POLICY_V1=y")
+    lines = [line for line in text.splitlines() if "DEBUG_VM" not in line]
+    path.write_text("\n".join([*lines, "CONFIG_OLD_THING=y", ""]))
+    assert make("listnewconfig")[1].splitlines() == [
+        "CONFIG_ANON_POLICY_BASE=y",
+        "# CONFIG_DEBUG_VM is not set",
+    ]
+    status, _, err = make("olddefconfig")
+    assert status == 0
+    assert len(err.splitlines()) == 3
+    for part in (
+        "unknown symbol OLD_THING",
+        "wanted MEMORY_MB=1, got 16384",
+        "wanted ANON_POLICY_V1=y, got n: unmet dependency LARGE_ANON_FOLIO (is n)",
+    ):
+        assert part in err
+    assert load(path, "arm64") == resolve("arm64")
+    assert make("listnewconfig")[1] == ""
+
+
+def test_olddefconfig_without_config_starts_from_the_defconfig(make, tmp_path):
+    assert make("olddefconfig", "ARCH=x86")[0] == 0
+    assert load(tmp_path / "o" / ".config", "x86") == resolve("x86")
+
+
+@pytest.mark.parametrize(
+    ("goals", "message"),
+    [
+        (["nope_defconfig"], "arm64 has no defconfig 'nope'; choose one of: baseline_4k, "),
+        (["defconfig", "nope.config"], "arm64 has no fragment 'nope'; choose one of: 16k, "),
+        (["defconfig", "ARCH=mips"], "unknown architecture 'mips'; choose one of: arm64, x86"),
+        (["core"], "no such file; run make defconfig first"),
+        (["savedefconfig"], "no such file; run make defconfig before savedefconfig"),
+        (["menuconfig"], "menuconfig: needs a terminal"),
+    ],
+)
+def test_one_clear_line_and_status_2(goals, message, make):
+    status, _, err = make(*goals)
+    assert status == 2
+    (line,) = errors(err)
+    assert message in line
+
+
+def test_core_names_what_is_missing(make, tmp_path):
+    make("defconfig")
+    status, _, err = make("core", env={"CC": "no-such-cc", "VIRTMM_CACHE": str(tmp_path / "c")})
+    assert status == 2
+    assert errors(err) == ["no C compiler 'no-such-cc'; install gcc and libc6-dev, or set CC"]
+
+
+def test_unwritable_output(make, tmp_path):
+    (tmp_path / "o").touch()
+    status, _, err = make("defconfig")
+    assert status == 2
+    (line,) = errors(err)
+    assert str(tmp_path / "o") in line
+
+
+def test_guiconfig_without_tk(make, tmp_path):
+    (tmp_path / "tkinter.py").write_text("raise ImportError('no Tk here')\n")
+    status, _, err = make("guiconfig", env={"PYTHONPATH": str(tmp_path)})
+    assert status == 2
+    assert errors(err) == [
+        "guiconfig: this Python has no Tk; install python3-tk, or use make menuconfig"
+    ]
+
+
+def test_guiconfig_without_display(make, tmp_path):
+    """A Tk that finds no display, whether or not this machine has Tk."""
+    (tmp_path / "tkinter.py").write_text(
+        "class TclError(Exception): pass\ndef Tk(): raise TclError('no display name')\n"
+    )
+    status, _, err = make("guiconfig", env={"PYTHONPATH": str(tmp_path)})
+    assert status == 2
+    assert errors(err) == ["guiconfig: no display name; use make menuconfig in a terminal"]
+
+
+# menuconfig, in a terminal
+
+
+class Terminal:
+    """make menuconfig in a pseudo terminal."""
+
+    def __init__(self, *arguments):
+        self.screen = b""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(TERM="xterm", LINES="30", COLUMNS="100", MAKEFLAGS="")
+            os.execvp("make", ["make", "-C", str(topdir()), *arguments])  # noqa: S606
+
+    def wait_for(self, text, seconds=20):
+        """Read until the text is on the screen; what was before it is forgotten."""
+        end = time.monotonic() + seconds
+        while text.encode() not in self.screen:
+            ready, _, _ = select.select([self.fd], [], [], max(0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self.screen!r}"
+            self.screen += os.read(self.fd, 65536)
+        seen, _, self.screen = self.screen.partition(text.encode())
+        return seen
+
+    def keys(self, text):
+        os.write(self.fd, text.encode())
+
+    def finish(self):
+        """Read to the end; return the exit status."""
+        try:
+            while os.read(self.fd, 65536):
+                pass
+        except OSError:
+            pass  # the other side is closed
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_menuconfig_switches_large_anon_folio_on_for_arm64(tmp_path):
+    terminal = Terminal(*variables(tmp_path), "menuconfig")
+    terminal.wait_for("Kernel hacking")
+    terminal.keys("jj\n")  # Memory management
+    terminal.wait_for("[ ] Large folios for anonymous memory")
+    terminal.keys("jj ")
+    terminal.wait_for("v1 series")
+    terminal.keys("q")
+    terminal.wait_for("Save configuration?")
+    terminal.keys("y")
+    assert terminal.finish() == 0
+    config = load(tmp_path / "o" / ".config", "arm64")
+    assert config.hash == resolve("arm64", "anonfolio_basic").hash
+
+
+def test_menuconfig_does_not_offer_it_for_x86(tmp_path):
+    terminal = Terminal(*variables(tmp_path), "ARCH=x86", "menuconfig")
+    terminal.wait_for("Kernel hacking")
+    terminal.keys("j\n")
+    above = terminal.wait_for("Unmap the pages of one folio together")
+    assert b"Transparent huge pages" in above
+    assert b"Large folios" not in above
+    terminal.keys("q")
+    terminal.wait_for("Save configuration?")
+    terminal.keys("n")
+    assert terminal.finish() == 0
+    assert not (tmp_path / "o" / ".config").exists()
+
+
+def test_menuconfig_lists_overridden_values(tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / ".config").write_text("CONFIG_ANON_POLICY_V1=y\n")
+    terminal = Terminal(*variables(tmp_path), "menuconfig")
+    terminal.wait_for("warning: ")
+    terminal.wait_for("wanted ANON_POLICY_V1=y, got n: unmet dependency LARGE_ANON_FOLIO (is n)")
+    terminal.wait_for("Kernel hacking")
+    terminal.keys("q")
+    terminal.wait_for("Save configuration?")
+    terminal.keys("n")
+    assert terminal.finish() == 0
