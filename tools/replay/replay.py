@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import virtmm
-from virtmm import topdir
-from virtmm.machine import CLONE_VM, Machine, is_oom
 from virtmm.tools.replay.relayout import AddressSpace
 from virtmm.tools.report.cost import CostTable, load_costs
 from virtmm.tools.trace.schema import (
@@ -32,12 +29,17 @@ from virtmm.tools.trace.schema import (
     TraceError,
 )
 
+import virtmm
+from virtmm import topdir
+from virtmm.machine import CLONE_VM, Machine, is_oom
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from virtmm.kconfig import ResolvedConfig
     from virtmm.tools.trace.format import TraceReader
     from virtmm.tools.trace.schema import Row
+
+    from virtmm.kconfig import ResolvedConfig
 
 _PROT_WRITE = 2
 _MAP_FIXED = 0x10
@@ -123,12 +125,13 @@ class Replay:
                     continue
                 if self._starting and not event[9] & FAULT_KERNEL:
                     self._starting.discard(pid)
-                address: int | None = event[4]
+                address = event[4]
                 if spaces:
-                    address = spaces[pid].address(event[4])
-                    if address is None:
+                    moved = spaces[pid].address(event[4])
+                    if moved is None:
                         self.segv += 1
                         continue
+                    address = moved
                 error = touch(pid, address, bool(event[8] & _PROT_WRITE))
                 if error:
                     self._fault_error(error)
