@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Private folders do not get into a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from virtmm.tools.trace.paths import Cleaner, FileSizes
+
+CLEAN = Cleaner([("/home/me", "~"), ("/tmp", "$TMP"), ("/home/me/tmp", "$TMP")])
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        # ruff: noqa: S108
+        ("/home/me/src/a.c", "~/src/a.c"),
+        ("/home/me", "~"),
+        ("/home/me/tmp/x", "$TMP/x"),
+        ("/home/menno/a.c", "/home/menno/a.c"),
+        ("/mnt/home/me/a.c", "/mnt/home/me/a.c"),
+        ("/tmp/ccX.s", "$TMP/ccX.s"),
+        ("/tmpfs/x", "/tmpfs/x"),
+        ("-I/home/me/include", "-I~/include"),
+        ("-isystem/home/me", "-isystem~"),
+        ("--out=/tmp/x:/home/me/y", "--out=$TMP/x:~/y"),
+        ("[vdso]", "[vdso]"),
+        ("cd /tmp && ls '/home/me'", "cd $TMP && ls '~'"),
+        ("", ""),
+    ],
+)
+def test_cleaner(text: str, result: str) -> None:
+    assert CLEAN(text) == result
+
+
+def test_nothing_to_replace() -> None:
+    assert Cleaner([])("/home/me") == "/home/me"
+
+
+def test_home_and_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    clean = Cleaner()
+    assert clean(f"{tmp_path}/home/a") == "~/a"
+    assert clean("/var/tmp/x") == "$TMP/x"
+    assert clean("/usr/bin/gcc") == "/usr/bin/gcc"
+
+
+def test_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"12345")
+    size, inode = FileSizes(), path.stat().st_ino
+    assert size(bytes(path), inode) == 5
+    assert size(bytes(path), inode + 1) == 0
+    assert size(bytes(tmp_path / "gone"), 1) == 0
+    assert size(b"a\0b", 1) == 0
