@@ -86,7 +86,8 @@ test: setup-test
 	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks
 
 bench: setup-test
-	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only
+	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only \
+		--benchmark-columns=min,median,iqr,ops,rounds
 
 check: setup-test
 	$(Q)$(PY) scripts/check.py

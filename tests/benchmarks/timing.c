@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Time many calls of a function of the core, or of libc, with no Python in between. The core is another
+ * module, so its functions come as addresses. All return nanoseconds a call.
+ *
+ * Call i works on block i modulo pool: with one block the memory is in the nearest cache, with many it
+ * is not.
+ */
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+typedef void clear_fn(void *vk, uint64_t pfn, uint64_t nr, uint64_t fault);
+typedef void copy_fn(void *vk, uint64_t to, uint64_t from, uint64_t nr);
+
+/* Through volatile pointers, so that the compiler can neither expand nor drop a call. */
+static void *(*volatile libc_memset)(void *, int, size_t) = memset;
+static void *(*volatile libc_memcpy)(void *, const void *, size_t) = memcpy;
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return 1e9 * (double)t.tv_sec + (double)t.tv_nsec;
+}
+
+static double clear_core(uintptr_t f, void *vk, uint64_t pfn, uint64_t nr, uint64_t fault,
+			 uint64_t pool, uint64_t calls)
+{
+	clear_fn *volatile clear = (clear_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		clear(vk, pfn + i % pool * nr, nr, fault);
+	return (now() - start) / (double)calls;
+}
+
+static double clear_libc(char *to, size_t size, uint64_t pool, uint64_t calls)
+{
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		libc_memset(to + i % pool * size, 0, size);
+	return (now() - start) / (double)calls;
+}
+
+static double copy_core(uintptr_t f, void *vk, uint64_t to, uint64_t from, uint64_t nr,
+			uint64_t pool, uint64_t calls)
+{
+	copy_fn *volatile copy = (copy_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		copy(vk, to + i % pool * nr, from + i % pool * nr, nr);
+	return (now() - start) / (double)calls;
+}
+
+static double copy_libc(char *to, const char *from, size_t size, uint64_t pool, uint64_t calls)
+{
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		libc_memcpy(to + i % pool * size, from + i % pool * size, size);
+	return (now() - start) / (double)calls;
+}
