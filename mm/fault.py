@@ -16,6 +16,7 @@ from .mmap import expand_stack
 from .pgtable import pte_accessible, pte_dirty, pte_mkdirty, pte_mkyoung, pte_offset_map
 from .vm_flags import (
     EFAULT,
+    EINVAL,
     ENOMEM,
     FAULT_FLAG_WRITE,
     VM_ACCESS_FLAGS,
@@ -35,8 +36,10 @@ def access(k: Arena, mm: int, address: int, write: bool) -> int:
 
     It is tried again after each served fault, as the hardware does.
     """
+    if address >= k.task_size:
+        return VM_FAULT_SIGSEGV
+    pte = pte_offset_map(k, mm, address)
     while True:
-        pte = pte_offset_map(k, mm, address)
         entry = k.phys[pte] if pte else 0
         if entry and pte_accessible(k, entry, write):
             if write and not pte_dirty(k, entry):
@@ -45,6 +48,7 @@ def access(k: Arena, mm: int, address: int, write: bool) -> int:
         error = do_user_addr_fault(k, mm, address, write)
         if error:
             return error
+        pte = pte or pte_offset_map(k, mm, address)  # a fault makes missing tables, it moves none
 
 
 def do_user_addr_fault(k: Arena, mm: int, address: int, write: bool) -> int:
@@ -62,7 +66,7 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
     """
     Populate [start, end), page by page, as MAP_POPULATE and MADV_POPULATE_* do; 0 or a negative errno.
 
-    A VMA that does not allow the access is -EFAULT.
+    A VMA that does not allow the access is -EINVAL, a page behind the end of a file -EFAULT.
     """
     at = start
     for vma in vmas_in(k, mm, start, end):
@@ -73,6 +77,8 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
         while at < stop:
             error = access(k, mm, at, write)
             if error:
-                return -ENOMEM if error & VM_FAULT_OOM else -EFAULT
+                if error & VM_FAULT_OOM:
+                    return -ENOMEM
+                return -EINVAL if error & VM_FAULT_SIGSEGV else -EFAULT
             at += k.page_size
     return 0 if at >= end else -ENOMEM

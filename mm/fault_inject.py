@@ -65,6 +65,8 @@ class FaultInjection:
         new = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON)
         if not new or k.phys[pte]:
             raise AssertionError("populate: no memory, or the page is mapped already")
+        if k.config.phys_backing:
+            k.ops.clear_huge_page(new, 1, 0)
         folio_add_new_anon_rmap_range(k, new, new, 1, vmf.vma, address)
         k.mm[vmf.mm * _M + MM_ANONPAGES] += 1
         entry = mk_pte(k, new, k.vma[vmf.vma * _V + VMA_PAGE_PROT])

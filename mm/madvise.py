@@ -71,12 +71,7 @@ def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
         return -EINVAL
     end = start + length
     if advice in _FLAGS:
-        if advice == MADV_WIPEONFORK and any(
-            k.vma[vma * _V + VMA_FILE] or k.vma[vma * _V + VMA_FLAGS] & VM_SHARED
-            for vma in vmas_in(k, mm, start, end)
-        ):
-            return -EINVAL
-        return vma_set_flags(k, mm, start, end, *_FLAGS[advice])
+        return madvise_vma_flags(k, mm, start, end, advice)
     if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         return fault_in(k, mm, start, end, advice == MADV_POPULATE_WRITE)
     at, error = start, 0
@@ -91,3 +86,24 @@ def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
                 return -EINVAL
             memory.zap_page_range(k, vma, low, high)
     return error if at >= end else -ENOMEM
+
+
+def madvise_vma_flags(k: Arena, mm: int, start: int, end: int, advice: int) -> int:
+    """Change the flags of every VMA in [start, end); holes are passed over and make it -ENOMEM."""
+    clear, bits = _FLAGS[advice]
+    at, error = start, 0
+    while at < end:
+        found = vmas_in(k, mm, at, end)[:1]
+        if not found:
+            return -ENOMEM
+        base = found[0] * _V
+        if k.vma[base + VMA_START] > at:
+            at, error = k.vma[base + VMA_START], -ENOMEM
+        flags = k.vma[base + VMA_FLAGS]
+        if advice == MADV_WIPEONFORK and (k.vma[base + VMA_FILE] or flags & VM_SHARED):
+            return -EINVAL
+        stop = min(end, k.vma[base + VMA_END])
+        if not vma_set_flags(k, found[0], at, stop, flags & ~clear | bits):
+            return -ENOMEM
+        at = stop
+    return error

@@ -556,7 +556,7 @@ def zap_other_pte(k: Arena, mm: int) -> None:
     k.event[EV_zap_file * NR_ORDERS] += 1
     add_mm_counter(k, mm, MM_FILEPAGES, -1)
     folio_remove_file_rmap(k, page)
-    run[RUN_ROOM] = run[RUN_ROOM] - 1 or tlb_capacity(k)
+    run[RUN_ROOM] = (run[RUN_ROOM] or tlb_capacity(k)) - 1
     filemap.put_page(k, page)
 
 

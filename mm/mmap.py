@@ -104,9 +104,9 @@ def do_munmap(k: Arena, mm: int, start: int, length: int) -> int:
     mmu_gather, page tables that no neighbour needs are freed.
     """
     length = -(-length // k.page_size) * k.page_size
-    if start & ~k.page_mask or not length:
-        return -EINVAL
     end = start + length
+    if start & ~k.page_mask or not length or end > k.task_size:
+        return -EINVAL
     found = vmas_in(k, mm, start, end)
     if not found:
         return 0
@@ -146,6 +146,8 @@ def do_brk(k: Arena, mm: int, start: int, end: int, prot: int) -> int:
     is a munmap.
     """
     base = mm * _M
+    if end < start:
+        return -EINVAL
     if k.mm[base + MM_START_BRK] != start:
         k.mm[base + MM_START_BRK] = start
         k.mm[base + MM_BRK] = start
@@ -180,10 +182,10 @@ def expand_stack(k: Arena, mm: int, address: int) -> int:
         gap = STACK_GUARD_GAP_PAGES << k.page_shift
         if not k.vma[before + VMA_FLAGS] & VM_GROWSDOWN and page - k.vma[before + VMA_END] < gap:
             return 0
-    if not vma_prepare_anon(k, vma):
+    grow = k.vma[base + VMA_START] - page >> k.page_shift
+    if grow > k.vma[base + VMA_PGOFF] or not vma_prepare_anon(k, vma):
         return 0
-    grow = k.vma[base + VMA_START] - page
     k.vma[base + VMA_START] = page
-    k.vma[base + VMA_PGOFF] -= grow >> k.page_shift
+    k.vma[base + VMA_PGOFF] -= grow
     k.vma_start[slot] = page
     return vma

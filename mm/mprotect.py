@@ -32,7 +32,7 @@ from .pgtable import (
     vm_get_page_prot,
 )
 from .vm_flags import EINVAL, ENOMEM, VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE
-from .vma import split_vma, vma_merge, vmas_in
+from .vma import split_vma, vma_lookup, vma_merge
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -47,39 +47,44 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
     length = -(-length // k.page_size) * k.page_size
     if start & ~k.page_mask:
         return -EINVAL
-    return vma_set_flags(k, mm, start, start + length, VM_ACCESS_FLAGS, prot & VM_ACCESS_FLAGS)
-
-
-def vma_set_flags(k: Arena, mm: int, start: int, end: int, clear: int, flags: int) -> int:
-    """
-    Take the VM_* bits ``clear`` from every VMA in [start, end), put ``flags`` in; return 0 or -ENOMEM.
-
-    VMAs are split at the edges and merged with their neighbours again; pages follow when the access
-    rights changed. A hole is -ENOMEM, found when what lies below it is done.
-    """
-    at = start
-    for vma in vmas_in(k, mm, start, end):
-        base = vma * _V
-        if k.vma[base + VMA_START] > at:
+    at, end = start, start + length
+    while at < end:
+        vma = vma_lookup(k, mm, at)
+        if not vma:
             return -ENOMEM
+        base = vma * _V
         stop = min(end, k.vma[base + VMA_END])
-        old = k.vma[base + VMA_FLAGS]
-        new = old & ~clear | flags
-        if new != old:
-            if k.vma[base + VMA_START] < at:
-                vma = split_vma(k, vma, at)
-            if vma and k.vma[vma * _V + VMA_END] > stop and not split_vma(k, vma, stop):
-                vma = 0
-            if not vma:
-                return -ENOMEM
-            base = vma * _V
-            k.vma[base + VMA_FLAGS] = new
-            if (new ^ old) & VM_ACCESS_FLAGS:
-                k.vma[base + VMA_PAGE_PROT] = vm_get_page_prot(k, new)
-                change_protection(k, vma)
-            vma_merge(k, vma)
+        flags = k.vma[base + VMA_FLAGS] & ~VM_ACCESS_FLAGS | prot & VM_ACCESS_FLAGS
+        if not vma_set_flags(k, vma, at, stop, flags):
+            return -ENOMEM
         at = stop
-    return 0 if at >= end else -ENOMEM
+    return 0
+
+
+def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
+    """
+    Give [start, end) of a VMA that holds it other VM_* flags; False when there is no memory for a VMA.
+
+    The VMA is split at the edges and merged with its neighbours again, so it may be gone afterwards;
+    pages follow when the access rights changed.
+    """
+    base = vma * _V
+    old = k.vma[base + VMA_FLAGS]
+    if flags == old:
+        return True
+    if k.vma[base + VMA_START] < start:
+        vma = split_vma(k, vma, start)
+        if not vma:
+            return False
+        base = vma * _V
+    if k.vma[base + VMA_END] > end and not split_vma(k, vma, end):
+        return False
+    k.vma[base + VMA_FLAGS] = flags
+    if (flags ^ old) & VM_ACCESS_FLAGS:
+        k.vma[base + VMA_PAGE_PROT] = vm_get_page_prot(k, flags)
+        change_protection(k, vma)
+    vma_merge(k, vma)
+    return True
 
 
 def change_protection(k: Arena, vma: int) -> None:

@@ -26,11 +26,10 @@ from .layout import (
 from .mmap import do_munmap
 from .pgtable import next_table, pmd_addr_end, pte_alloc_map, pte_offset_map
 from .rmap import anon_vma_clone
-from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP
+from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP, VM_SHARED
 from .vma import (
     SYSCTL_MAX_MAP_COUNT,
     vm_area_alloc,
-    vm_area_free,
     vma_link,
     vma_lookup,
     vma_merge,
@@ -51,7 +50,9 @@ def do_mremap(
     """
     old_len = -(-old_len // k.page_size) * k.page_size
     new_len = -(-new_len // k.page_size) * k.page_size
-    if (address | to) & ~k.page_mask or not new_len:
+    if (address | to) & ~k.page_mask or not new_len or to + new_len > k.task_size:
+        return -EINVAL
+    if flags & MREMAP_DONTUNMAP and new_len != old_len:
         return -EINVAL
     if to != address and address < to + new_len and to < address + old_len:
         return -EINVAL
@@ -63,18 +64,21 @@ def do_mremap(
     vma = vma_lookup(k, mm, address)
     if not vma or k.vma[vma * _V + VMA_END] < address + old_len:
         return -EFAULT
+    if not old_len and not k.vma[vma * _V + VMA_FLAGS] & VM_SHARED:
+        return -EINVAL
     if to == address:
-        return _grow(k, mm, vma, address + new_len) if new_len > old_len else 0
+        return _grow(k, mm, vma, address + old_len, new_len - old_len)
     error = do_munmap(k, mm, to, new_len)
     return error or _move(k, mm, vma_lookup(k, mm, address), address, old_len, to, new_len, flags)
 
 
-def _grow(k: Arena, mm: int, vma: int, end: int) -> int:
-    """Extend a VMA upwards in place."""
-    old = k.vma[vma * _V + VMA_END]
-    if vmas_in(k, mm, old, end):
+def _grow(k: Arena, mm: int, vma: int, end: int, more: int) -> int:
+    """Extend a VMA upwards in place by so many bytes; only what ends with its VMA can grow."""
+    if not more:
+        return 0
+    if k.vma[vma * _V + VMA_END] != end or vmas_in(k, mm, end, end + more):
         return -ENOMEM
-    k.vma[vma * _V + VMA_END] = end
+    k.vma[vma * _V + VMA_END] = end + more
     vma_merge(k, vma)
     return 0
 
@@ -96,11 +100,12 @@ def _move(
         return -ENOMEM
     k.vma[new * _V + VMA_ANON_VMA] = k.vma[base + VMA_ANON_VMA]
     anon_vma_clone(k, new, vma)
-    if not move_page_tables(k, mm, address, address + old_len, to):
-        vm_area_free(k, new)
-        return -ENOMEM
     vma_link(k, new)
-    if not flags & MREMAP_DONTUNMAP:
+    if not move_page_tables(k, mm, address, address + old_len, to):
+        error = do_munmap(k, mm, to, new_len)
+        assert not error, "the new VMA goes as a whole"
+        return -ENOMEM
+    if old_len and not flags & MREMAP_DONTUNMAP:  # nothing of old: a second view of shared memory
         error = do_munmap(k, mm, address, old_len)
         assert not error, "a move leaves room for the VMAs that its munmap splits"
     vma_merge(k, new)

@@ -20,10 +20,6 @@ from .layout import (
     NR_ORDERS,
     PAGE_FLAGS,
     PAGE_HEAD,
-    PAGE_INDEX,
-    PAGE_INDEX_HI,
-    PAGE_MAPCOUNT,
-    PAGE_MAPPING,
     PAGE_NEXT,
     PAGE_ORDER,
     PAGE_PREV,
@@ -52,6 +48,7 @@ from .layout import (
 if TYPE_CHECKING:
     from .arena import Arena
 
+_ZEROES = memoryview(bytes(4 * _P)).cast("I")
 # Page 0 is "none"; the zero page follows it.
 ZERO_PFN = 1
 
@@ -190,14 +187,10 @@ def folio_alloc(k: Arena, order: int, flags: int, user: int) -> int:
         k.ops.prep_compound_page(pfn, order, flags)
     else:
         page, base = k.page, pfn * _P
+        page[base : base + _P] = _ZEROES
         page[base + PAGE_FLAGS] = flags
         page[base + PAGE_REFCOUNT] = 1
-        page[base + PAGE_MAPCOUNT] = 0
         page[base + PAGE_HEAD] = pfn
-        page[base + PAGE_ORDER] = 0
-        page[base + PAGE_MAPPING] = 0
-        page[base + PAGE_INDEX] = 0
-        page[base + PAGE_INDEX_HI] = 0
     if user == ZONE_ANON:
         k.mthp_stat[MTHP_nr_anon * NR_ORDERS + order] += 1
     account(k, user, 1 << order)

@@ -5,14 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from virtmm.kconfig import resolve
-from virtmm.machine import Machine
 from virtmm.mm import layout, memory
 from virtmm.mm.arena import PAGE_RECORD, VMA_RECORD
 from virtmm.mm.page_alloc import folio_alloc
 from virtmm.mm.vm_flags import FAULT_FLAG_WRITE, VM_FAULT_OOM, VM_WRITE
 from virtmm.tools.replay.replay import Replay
 from virtmm.tools.trace.format import TraceReader
+
+from virtmm.kconfig import resolve
+from virtmm.machine import Machine
 
 TOP = Path(__file__).resolve().parent.parent
 SAMPLES = sorted((TOP / "samples").glob("*.parquet"))

@@ -2,12 +2,13 @@
 """A small machine to make calls on, and what its pages look like."""
 
 import pytest
-from virtmm.kconfig import resolve
-from virtmm.machine import Machine
 from virtmm.mm import layout
 from virtmm.mm.arena import PAGE_RECORD
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.pgtable import pte_offset_map, pte_pfn, pte_special
+
+from virtmm.kconfig import resolve
+from virtmm.machine import Machine
 
 # A region aligned for every page size and level; process 1 lives there.
 BASE = 0x1000000000
