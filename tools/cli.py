@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,14 @@ from virtmm.tools.trace.record import record as run_record
 from virtmm.tools.trace.schema import TraceError
 
 import virtmm
-from virtmm.boot import BootError
+from virtmm.boot import BootError, machine_config, parse_knobs
 from virtmm.kbuild import BuildError
 from virtmm.kconfig import ArchError, ConfigError, defconfigs, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from virtmm.kconfig import ResolvedConfig
 
 ERRORS = (ArchError, BootError, BuildError, ConfigError, CostError, ReportError, TraceError)
 TRACE = click.Path(path_type=Path)
@@ -36,32 +39,84 @@ TRACE = click.Path(path_type=Path)
 class OneLine(click.Group):
     """A group whose commands end with one line and status 2 when something is wrong."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        with one_line(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; turn our exceptions into the line."""
-        try:
+        """Run the command."""
+        with one_line(ctx):
             return super().invoke(ctx)
-        except ERRORS as e:
-            raise SystemExit(fail(str(e))) from None
+
+
+@contextmanager
+def one_line(ctx: click.Context) -> Iterator[None]:
+    """Turn our exceptions, and click's about wrong usage, into the line."""
+    try:
+        yield
+    except ERRORS as e:
+        raise SystemExit(fail(str(e))) from None
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as e:
+        path = (e.ctx or ctx).command_path
+        raise SystemExit(fail(f"{e.format_message().rstrip('.')}; see {path} --help")) from None
 
 
 def fail(message: str) -> int:
-    """Print one line about what went wrong and return the exit status for it."""
-    click.echo(f"virtmm: {message}", err=True)
+    """Print what went wrong, a line for each thing, and return the exit status for it."""
+    for line in message.splitlines():
+        click.echo(f"virtmm: {line}", err=True)
     return 2
+
+
+def unwritable(output: Path, reason: str) -> SystemExit:
+    """Return the exit for an output file that cannot be written."""
+    return SystemExit(fail(f"{output}: cannot write: {reason}; choose another -o"))
+
+
+def check_output(output: Path | None, traces: Iterable[Path]) -> None:
+    """Refuse an output file that cannot be written, before the work for it is done."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise unwritable(output, "is a directory")
+    if not output.parent.exists():
+        raise unwritable(output, f"{output.parent} does not exist")
+    if not output.parent.is_dir():
+        raise unwritable(output, f"{output.parent} is not a directory")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise unwritable(output, f"no permission in {output.parent}")
+    if output.exists() and any(t.exists() and t.samefile(output) for t in traces):
+        raise unwritable(output, "it is the trace")
+
+
+def check_kernels(configs: Iterable[ResolvedConfig], knobs: list[str]) -> None:
+    """Refuse what a boot of one of the kernels would refuse, before any is compiled."""
+    for config in configs:
+        machine_config(config)
+        parse_knobs(config, knobs)
 
 
 def write(text: str, output: Path | None) -> None:
     """Print the text, or write it to a file whole or not at all."""
+    text = text.rstrip("\n")
     if output is None:
         click.echo(text)
         return
-    part = output.with_name(f".{output.name}.part")
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    if output.exists() and not output.is_file():
+        part = output  # a device or a pipe keeps its name
     try:
         part.write_text(text + "\n")
-        part.replace(output)
+        if part != output:
+            part.replace(output)
     except OSError as e:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
-        raise SystemExit(fail(f"{output}: cannot write: {e.strerror}; choose another -o")) from None
+        if part != output:
+            with suppress(OSError):
+                part.unlink()
+        raise unwritable(output, e.strerror or str(e)) from None
 
 
 @contextmanager
@@ -88,7 +143,8 @@ def main() -> None:
     """A virtual Linux memory-management kernel: what large anonymous folios do to a program."""
 
 
-@main.command(context_settings={"ignore_unknown_options": True})
+# Options behind COMMAND are COMMAND's.
+@main.command(context_settings={"allow_interspersed_args": False})
 @click.option("-o", "--output", type=TRACE, required=True, help="Trace file to write.")
 @click.option("--allow-lost", is_flag=True, help="Keep the trace even if perf lost events.")
 @click.option("--aslr", is_flag=True, help="Leave address-space randomisation on.")
@@ -110,20 +166,46 @@ def record(
         sys.exit(summary.exit_status)
 
 
+SET_HELP = (
+    "Kconfig symbol (LARGE_ANON_FOLIO=y, MEMORY_MB=512) or run-time knob (enabled=always); "
+    "may be repeated."
+)
+OUTPUT_HELP = "File to write; default: standard output."
+format_option = click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="text and md are tables; json and csv have the figures unrounded.",
+)
+arch_option = click.option(
+    "--arch",
+    default="arm64",
+    show_default=True,
+    help="Architecture of the virtual machine, a folder below arch/.",
+)
+
+
 @main.command()
 @click.argument("trace", type=TRACE)
-@click.option("--arch", default="arm64", show_default=True, help="Architecture.")
-@click.option("--defconfig", default="defconfig", show_default=True, help="Named kernel.")
-@click.option("--fragment", "fragments", multiple=True, help="Fragment on top; may be repeated.")
+@arch_option
 @click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Kconfig symbol (LARGE_ANON_FOLIO=y) or run-time knob (enabled=always).",
+    "--defconfig",
+    default="defconfig",
+    show_default=True,
+    help="Named kernel (anonfolio_basic), or the path of a .config file.",
 )
-@click.option("--format", "fmt", type=click.Choice(FORMATS), default="text", show_default=True)
-@click.option("-o", "--output", type=TRACE, help="Write there instead of to standard output.")
+@click.option(
+    "--fragment",
+    "fragments",
+    multiple=True,
+    metavar="NAME",
+    help="Fragment on top of it (64k, debug), or a path; may be repeated.",
+)
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help=SET_HELP)
+@format_option
+@click.option("-o", "--output", type=TRACE, help=OUTPUT_HELP)
 def replay(
     trace: Path,
     arch: str,
@@ -134,23 +216,28 @@ def replay(
     output: Path | None,
 ) -> None:
     """Replay TRACE under one kernel. --format json gives every counter."""
+    check_output(output, [trace])
     symbols, knobs = split_sets(sets)
     config = resolve(arch, defconfig, fragments, symbols)
+    check_kernels([config], knobs)
+    name = "+".join((defconfig, *fragments))
     with TraceReader(trace) as reader, progress_bar(reader.num_events) as show:
-        name = "+".join((defconfig, *fragments))
         result = run_replay(reader, config, name, knobs, progress=lambda done: show(name, done))
     write(json.dumps(result, indent=1) if fmt == "json" else render([result], fmt), output)
 
 
 @main.command()
 @click.argument("traces", nargs=-1, required=True, type=TRACE)
-@click.option("--arch", default="arm64", show_default=True, help="Architecture.")
-@click.option("--kernels", help="Named kernels, comma separated; default: all of the architecture.")
+@arch_option
 @click.option(
-    "--set", "sets", multiple=True, metavar="NAME=VALUE", help="As in replay, for every kernel."
+    "--kernels",
+    metavar="NAME,NAME...",
+    help="Named kernels, comma separated, the first is the baseline; default: "
+    "all of the architecture.",
 )
-@click.option("--format", "fmt", type=click.Choice(FORMATS), default="text", show_default=True)
-@click.option("-o", "--output", type=TRACE, help="Write there instead of to standard output.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help=SET_HELP)
+@format_option
+@click.option("-o", "--output", type=TRACE, help=OUTPUT_HELP)
 def compare(
     traces: tuple[Path, ...],
     arch: str,
@@ -160,28 +247,31 @@ def compare(
     output: Path | None,
 ) -> None:
     """Replay each TRACE under each kernel and print what it would have cost: one table."""
+    # Whatever is wrong is found before anything is compiled or replayed.
+    check_output(output, traces)
     symbols, knobs = split_sets(sets)
-    names = kernels.split(",") if kernels else [n for n in defconfigs(arch) if n != "defconfig"]
+    names = defconfigs(arch) if kernels is None else [n.strip() for n in kernels.split(",")]
     configs = {name: resolve(arch, name, sets=symbols) for name in names}
-    sizes = []
-    for trace in traces:  # refuse a broken trace before any work is done on another
+    check_kernels(configs.values(), knobs)
+    total = 0
+    for trace in traces:
         with TraceReader(trace) as reader:
-            sizes.append(reader.num_events)
+            total += reader.num_events
+        if [t.stem for t in traces].count(trace.stem) > 1:
+            raise ReportError(
+                f"{trace}: two traces are called {trace.stem}; give one file another name"
+            )
     results = []
-    with progress_bar(sum(sizes) * len(configs)) as show:
+    with progress_bar(total * len(configs)) as show:
         done = 0
-        for trace, size in zip(traces, sizes, strict=True):
+        for trace in traces:
             for name, config in configs.items():
+                what = f"{trace.stem} {name}"
+
+                def moved(n: int, what: str = what, done: int = done) -> None:
+                    show(what, done + n)
+
                 with TraceReader(trace) as reader:
-                    what = f"{trace.stem} {name}"
-                    results.append(
-                        run_replay(
-                            reader,
-                            config,
-                            name,
-                            knobs,
-                            progress=lambda n, what=what, done=done: show(what, done + n),  # type: ignore[misc]
-                        )
-                    )
-                done += size
+                    results.append(run_replay(reader, config, name, knobs, progress=moved))
+                    done += reader.num_events
     write(render(results, fmt), output)

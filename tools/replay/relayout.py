@@ -8,13 +8,15 @@ and ends on a page of its own. The rule, for a recording page r and a larger pag
 1. A new mapping gets whole pages of S for itself. Its first byte keeps its position in the file modulo S,
    so that file pages hold what they would hold. It goes
    directly below or above a neighbour that it touched in the recording, else where it was, rounded
-   down to S; if that is taken, to the nearest free place below, else above.
+   down to S; if that is taken, to the nearest free place below, else above. The heap and stacks have
+   room to grow that no other mapping is given.
 2. A mapping made over part of another stays in place if it begins and ends on pages of S there;
    otherwise rule 1 gives it new pages (ELF segments 4K apart, which a linker for large pages puts apart).
-3. An address keeps its distance to the start of its mapping, through mremap and brk too.
-4. A page of S lives as long as any recorded page in it. munmap, MADV_DONTNEED and the like, and
-   mprotect without write access, take only pages of S none of whose other recorded pages is in
-   use; mprotect with write access takes every page of S it touches.
+3. An address keeps its distance to the start of its mapping, through mremap and brk too. Where mremap
+   takes two mappings that the recorded kernel had merged, each moves by itself.
+4. A page of S lives as long as any recorded page in it, and allows what any of them allows. munmap,
+   MADV_DONTNEED and the like take only pages of S none of whose other recorded pages is in use.
+   mremap moves a page of S whole: what of it does not belong to the moved range faults again.
 
 SIMPLIFIED: the program's own choices that depend on the page size (malloc's trim and growth steps, stack and
 arena sizes) stay as recorded; kernels with larger pages are shown with slightly more partly used
@@ -24,23 +26,35 @@ pages than a program built for them has.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Generic, NamedTuple, TypeVar
 
-Span = tuple[int, int, int]
+#: A call of the machine: method and arguments after the pid.
+Call = tuple[str, tuple[int, ...]]
+
+PROT_READ_WRITE = 3
+MREMAP_DONTUNMAP = 4
+#: Addresses kept free above the start of a heap and below a stack.
+HEAP_ROOM = 64 << 30
+STACK_ROOM = 64 << 20
+
+T = TypeVar("T")
 
 
 @dataclass
-class RangeMap:
+class RangeMap(Generic[T]):
     """Disjoint half-open ranges of addresses, each with a value."""
 
     starts: list[int] = field(default_factory=list)
-    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)  # start -> end, value
+    ranges: dict[int, tuple[int, T]] = field(default_factory=dict)  # start -> end, value
 
-    def copy(self) -> RangeMap:
+    def copy(self) -> RangeMap[T]:
         """Return an independent copy."""
         return RangeMap(self.starts.copy(), self.ranges.copy())
 
-    def at(self, address: int) -> Span | None:
+    def at(self, address: int) -> tuple[int, int, T] | None:
         """Return (start, end, value) of the range that holds address."""
         i = bisect_right(self.starts, address) - 1
         if i < 0:
@@ -49,7 +63,15 @@ class RangeMap:
         end, value = self.ranges[start]
         return (start, end, value) if address < end else None
 
-    def overlapping(self, start: int, end: int) -> list[Span]:
+    def above(self, address: int) -> tuple[int, int, T] | None:
+        """Return the first range that starts above address."""
+        i = bisect_right(self.starts, address)
+        if i == len(self.starts):
+            return None
+        start = self.starts[i]
+        return (start, *self.ranges[start])
+
+    def overlapping(self, start: int, end: int) -> list[tuple[int, int, T]]:
         """Return the ranges that share an address with [start, end), whole, in order."""
         i = max(bisect_right(self.starts, start) - 1, 0)
         found = []
@@ -61,9 +83,16 @@ class RangeMap:
             i += 1
         return found
 
-    def clear(self, start: int, end: int) -> list[Span]:
+    def cut(self, start: int, end: int) -> list[tuple[int, int, T]]:
+        """Return what is in [start, end), cut to it."""
+        return [
+            (max(first, start), min(last, end), value)
+            for first, last, value in self.overlapping(start, end)
+        ]
+
+    def clear(self, start: int, end: int) -> list[tuple[int, int, T]]:
         """Take [start, end) out and return what was there, cut to it."""
-        removed = []
+        removed = self.cut(start, end)
         for first, last, value in self.overlapping(start, end):
             del self.starts[bisect_right(self.starts, first) - 1]
             del self.ranges[first]
@@ -71,52 +100,70 @@ class RangeMap:
                 self._insert(first, start, value)
             if last > end:
                 self._insert(end, last, value)
-            removed.append((max(first, start), min(last, end), value))
         return removed
 
-    def set(self, start: int, end: int, value: int) -> None:
+    def set(self, start: int, end: int, value: T) -> None:
         """Give [start, end) a value; it takes the place of what was there."""
         if start < end:
             self.clear(start, end)
             self._insert(start, end, value)
 
-    def _insert(self, start: int, end: int, value: int) -> None:
+    def _insert(self, start: int, end: int, value: T) -> None:
         insort(self.starts, start)
         self.ranges[start] = (end, value)
 
-    def above(self, address: int) -> Span | None:
-        """Return the first range that starts above address."""
-        i = bisect_right(self.starts, address)
-        if i == len(self.starts):
-            return None
-        start = self.starts[i]
-        return (start, *self.ranges[start])
+
+def joined(ranges: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]]:
+    """Return the ranges in order; those that touch or overlap and have one value become one."""
+    result: list[tuple[int, int, T]] = []
+    for start, end, value in sorted(ranges, key=lambda r: r[:2]):
+        if result and start <= result[-1][1] and value == result[-1][2]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]), value)
+        elif start < end:
+            result.append((start, end, value))
+    return result
+
+
+class Piece(NamedTuple):
+    """Recorded addresses: the distance to their new ones, PROT_* bits, grown down by faults."""
+
+    shift: int
+    prot: int
+    grows: bool = False
 
 
 class AddressSpace:
     """
     One address space in both layouts, all in bytes.
 
-    ``pieces`` maps recorded addresses to the distance to their new ones; ``taken`` holds the new
-    pages in use. Every method takes recorded addresses and returns new ones.
+    Methods take recorded addresses and return new ones, or the calls that the machine is to make.
+
+    Attributes:
+        pieces: recorded addresses that are mapped. All pieces in one new page have one shift.
+        taken: new pages in use, with the protection that the machine gave them.
+        reserved: new addresses that only the heap and stacks may take.
     """
 
-    def __init__(self, page_size: int, task_size: int) -> None:
+    def __init__(self, page_size: int, task_size: int, recorded_page: int) -> None:
         self.page = page_size
         self.top = task_size
-        self.pieces = RangeMap()
-        self.taken = RangeMap()
-        self.stacks: set[int] = set()  # distances of pieces that grow down
-        self.heap = 0  # recorded start of the heap
-        self.heap_new = 0
+        self.recorded_page = recorded_page
+        self.pieces: RangeMap[Piece] = RangeMap()
+        self.taken: RangeMap[int] = RangeMap()
+        self.reserved: RangeMap[int] = RangeMap()
+        self.heap = self.heap_end = -1  # recorded; -1: none yet
+        self.heap_shift = 0
 
     def copy(self) -> AddressSpace:
         """Return what a forked child has."""
-        child = AddressSpace(self.page, self.top)
+        child = AddressSpace(self.page, self.top, self.recorded_page)
         child.pieces, child.taken = self.pieces.copy(), self.taken.copy()
-        child.stacks = self.stacks.copy()
-        child.heap, child.heap_new = self.heap, self.heap_new
+        child.reserved = self.reserved.copy()
+        child.heap, child.heap_end = self.heap, self.heap_end
+        child.heap_shift = self.heap_shift
         return child
+
+    # Pages
 
     def _down(self, address: int) -> int:
         return address // self.page * self.page
@@ -124,184 +171,301 @@ class AddressSpace:
     def _up(self, address: int) -> int:
         return -(-address // self.page) * self.page
 
+    def _pages(self, span: tuple[int, int, Piece]) -> tuple[int, int]:
+        """Return the new pages, from ... to, that a piece lies in."""
+        start, end, piece = span
+        return self._down(start + piece.shift), self._up(end + piece.shift)
+
+    def _mapped(self, start: int, end: int, shift: int) -> list[Piece]:
+        """Return the pieces of one shift in a recorded range."""
+        found = self.pieces.overlapping(start, end) if start < end else []
+        return [piece for *_, piece in found if piece.shift == shift]
+
+    def _given(self, page: int) -> int:
+        """Return the protection that the machine gave a new page."""
+        found = self.taken.at(page)
+        return found[2] if found else 0
+
+    def _whole_pages(self, spans: list[tuple[int, int, Piece]]) -> list[tuple[int, int]]:
+        """Return the new pages of spans, which have left ``pieces``, that nothing else is in."""
+        ranges = []
+        for start, end, piece in spans:
+            low, high = self._pages((start, end, piece))
+            if self._mapped(low - piece.shift, start, piece.shift):
+                low += self.page
+            if self._mapped(end, high - piece.shift, piece.shift):
+                high -= self.page
+            ranges.append((low, high, 0))
+        return [(low, high) for low, high, _ in joined(ranges)]
+
+    def _release(self, spans: list[tuple[int, int, Piece]]) -> list[Call]:
+        """Unmap what _whole_pages() finds."""
+        ranges = self._whole_pages(spans)
+        for low, high in ranges:
+            self.taken.clear(low, high)
+        return [("munmap", (low, high - low)) for low, high in ranges]
+
+    # Places
+
+    def _blocking(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        return self.taken.overlapping(start, end) + self.reserved.overlapping(start, end)
+
     def _free(self, start: int, end: int) -> bool:
-        return start >= self.page and end <= self.top and not self.taken.overlapping(start, end)
+        return start >= self.page and end <= self.top and not self._blocking(start, end)
 
     def _place(self, wants: list[int], length: int) -> int:
         """Return the start of ``length`` free bytes: the first of ``wants`` that is free, or near it."""
         for want in wants:
             if self._free(want, want + length):
                 return want
-        at = min(wants[-1], self.top - length)
+        at = min(wants[-1], self._down(self.top - length))
         while at >= self.page:
-            blocking = self.taken.overlapping(at, at + length)
+            blocking = self._blocking(at, at + length)
             if not blocking:
                 return at
-            at = self._down(blocking[0][0] - length)
-        at = wants[-1]
-        while blocking := self.taken.overlapping(at, at + length):
-            at = self._up(blocking[-1][1])
+            at = self._down(min(start for start, *_ in blocking) - length)
+        at = max(wants[-1], self.page)
+        while blocking := self._blocking(at, at + length):
+            at = self._up(max(end for _, end, _ in blocking))
         return at
 
-    def _whole_pages(self, removed: list[Span]) -> list[tuple[int, int]]:
-        """
-        Return the new ranges of pages that no recorded page uses any longer, merged where they touch.
-
-        ``removed`` has left ``pieces`` already.
-        """
-        ranges: list[tuple[int, int]] = []
-        for start, end, shift in removed:
-            low, high = self._down(start + shift), self._up(end + shift)
-            if self._used(low - shift, start, shift):
-                low += self.page
-            if self._used(end, high - shift, shift):
-                high -= self.page
-            if ranges and ranges[-1][1] == low and low < high:
-                ranges[-1] = (ranges[-1][0], high)
-            elif low < high:
-                ranges.append((low, high))
-        return ranges
-
-    def _used(self, start: int, end: int, shift: int) -> bool:
-        return start < end and any(v == shift for *_, v in self.pieces.overlapping(start, end))
-
-    def mmap(self, start: int, length: int, offset: int) -> tuple[int, int, list[tuple[int, int]]]:
-        """
-        Return (new start, new length, new ranges to unmap first) of a mapping of a file at offset.
-
-        The new file offset is ``offset`` rounded down to the page.
-        """
-        end = start + length
-        removed = self.pieces.clear(start, end)
-        unmap = self._whole_pages(removed)
-        inside = offset % self.page
-        if (
-            len({shift for *_, shift in removed}) == 1
-            and removed[0][0] == start
-            and removed[-1][1] == end
-        ):
-            new = start + removed[0][2]
-            if (
-                new % self.page == inside == 0
-                and (self._down(new), self._up(end + removed[0][2])) in unmap
-            ):
-                self.pieces.set(start, end, removed[0][2])
-                return new, self._up(length), []
-        for low, high in unmap:
-            self.taken.clear(low, high)
-        size = self._up(inside + length)
-        new = self._place(self._wants(start, end, size), size)
-        self.taken.set(new, new + size, 0)
-        self.pieces.set(start, end, new + inside - start)
-        return new, size, unmap
-
     def _wants(self, start: int, end: int, size: int) -> list[int]:
+        """Return where a mapping of ``size`` bytes of whole pages would best be, best first."""
         wants = []
         above = self.pieces.at(end)
         if above and above[0] == end:
-            wants.append(self._down(end + above[2]) - size)
+            wants.append(self._down(end + above[2].shift) - size)
         below = self.pieces.at(start - 1) if start else None
         if below and below[1] == start:
-            wants.append(self._up(start + below[2]))
+            wants.append(self._up(start + below[2].shift))
         return [*wants, self._down(start)]
 
-    def stack(self, start: int) -> None:
-        """Let the mapping that begins at start grow down by faults."""
-        piece = self.pieces.at(start)
-        if piece:
-            self.stacks.add(piece[2])
+    # Calls
 
-    def munmap(self, start: int, length: int) -> list[tuple[int, int]]:
-        """Return the new ranges to unmap."""
-        ranges = self._whole_pages(self.pieces.clear(start, start + length))
-        for low, high in ranges:
-            self.taken.clear(low, high)
-        return ranges
+    def mmap(
+        self, start: int, length: int, offset: int, prot: int, *, grows: bool = False
+    ) -> tuple[int, int, list[Call]]:
+        """
+        Return (new start, new length, calls to make first) of a mapping of a file at offset.
+
+        The new file offset is ``offset`` rounded down to the page.
+
+        Args:
+            grows: it is a stack, which grows down by faults.
+        """
+        end = start + length
+        removed = self.pieces.clear(start, end)
+        calls: list[Call] = []
+        if not grows and self._stays(start, end, offset, removed):
+            shift = removed[0][2].shift
+        else:
+            calls = self._release(removed)
+            inside, room = offset % self.page, STACK_ROOM if grows else 0
+            size = self._up(inside + length) + room
+            wants = [want - room for want in self._wants(start, end, size - room)]
+            low = self._place(wants, size)
+            self.reserved.set(low, low + room, 0)
+            shift = low + room + inside - start
+        piece = Piece(shift, prot, grows)
+        self.pieces.set(start, end, piece)
+        low, high = self._pages((start, end, piece))
+        self.taken.set(low, high, prot)
+        return low, high - low, calls
+
+    def _stays(
+        self, start: int, end: int, offset: int, removed: list[tuple[int, int, Piece]]
+    ) -> bool:
+        """Return whether a new mapping takes the very pages of what it replaces (rule 2)."""
+        shifts = {piece.shift for *_, piece in removed}
+        if len(shifts) != 1 or removed[0][0] != start or removed[-1][1] != end:
+            return False
+        shift = shifts.pop()
+        low, high = self._down(start + shift), self._up(end + shift)
+        return (
+            (start + shift - offset) % self.page == 0
+            and (low, high) in self._whole_pages(removed)
+            and not low < self.heap_end + self.heap_shift < high  # the heap may grow into it
+        )
+
+    def munmap(self, start: int, length: int) -> list[Call]:
+        """Return the calls that unmap."""
+        return self._release(self.pieces.clear(start, start + length))
+
+    def mprotect(self, start: int, length: int, prot: int) -> list[Call]:
+        """Return the calls that protect: one, unless pages at the edges need another protection."""
+        spans = self.pieces.cut(start, start + length)
+        for first, last, piece in spans:
+            self.pieces.set(first, last, piece._replace(prot=prot))
+        runs = []
+        for span in spans:
+            low, high = self._pages(span)
+            for page in (low, high - self.page):
+                runs.append((page, page + self.page, self._allowed(page, span[2].shift)))
+            runs.append((low + self.page, high - self.page, prot))
+        found = joined(runs)
+        changed = [
+            run
+            for run in found
+            if any(was != run[2] for *_, was in self.taken.overlapping(run[0], run[1]))
+        ]
+        for low, high, allowed in changed:
+            self.taken.set(low, high, allowed)
+        # A call that changes nothing is still a call.
+        return [("mprotect", (low, high - low, a)) for low, high, a in changed or found[:1]]
+
+    def _allowed(self, page: int, shift: int) -> int:
+        """Return what the recorded pages in a new page allow together."""
+        prot = 0
+        for piece in self._mapped(page - shift, page + self.page - shift, shift):
+            prot |= piece.prot
+        return prot
 
     def inside(self, start: int, length: int) -> list[tuple[int, int]]:
         """Return the new ranges of pages all of whose recorded pages lie in the range."""
-        kept = self.pieces.clear(start, start + length)
-        ranges = self._whole_pages(kept)
-        for span in kept:
+        spans = self.pieces.clear(start, start + length)
+        ranges = self._whole_pages(spans)
+        for span in spans:
             self.pieces.set(*span)
         return ranges
 
     def around(self, start: int, length: int) -> list[tuple[int, int]]:
         """Return the new ranges of pages any of whose recorded pages lies in the range."""
-        end = start + length
-        ranges: list[tuple[int, int]] = []
-        for first, last, shift in self.pieces.overlapping(start, end):
-            low = self._down(max(first, start) + shift)
-            high = self._up(min(last, end) + shift)
-            if ranges and ranges[-1][1] >= low >= ranges[-1][0]:
-                ranges[-1] = (ranges[-1][0], max(ranges[-1][1], high))
-            else:
-                ranges.append((low, high))
-        return ranges
+        spans = self.pieces.cut(start, start + length)
+        return [(low, high) for low, high, _ in joined((*self._pages(s), 0) for s in spans)]
 
-    def brk(self, start: int, length: int) -> tuple[int, int]:
-        """Return the new (start, end) of the heap."""
-        if start != self.heap:
-            self.heap = start
-            self.heap_new = self._place(self._wants(start, start + 1, self.page), self.page)
-        shift = self.heap_new - start
-        old = self.pieces.at(start)
-        if old and old[2] == shift:
-            self.pieces.clear(start, old[1])
-            self.taken.clear(self.heap_new, self._up(old[1] + shift))
-        self.pieces.set(start, start + length, shift)
-        self.taken.set(self.heap_new, self._up(self.heap_new + length), 0)
-        return self.heap_new, self.heap_new + length
+    def brk(self, start: int, length: int) -> list[Call]:
+        """Return the calls that give the heap this length."""
+        base = -(-start // self.recorded_page) * self.recorded_page
+        if base != self.heap:
+            self.heap = self.heap_end = base
+            low = self._place(self._wants(base, base + HEAP_ROOM, HEAP_ROOM), HEAP_ROOM)
+            self.reserved.set(low, low + HEAP_ROOM, 0)
+            self.heap_shift = low - base
+        old, shift = self.heap_end, self.heap_shift
+        end = max(-(-(start + length) // self.recorded_page) * self.recorded_page, base)
+        self.heap_end = end
+        calls: list[Call] = []
+        if end < old:
+            removed = self.pieces.clear(end, old)
+            calls = self._release([span for span in removed if span[2].shift != shift])
+            self._release([span for span in removed if span[2].shift == shift])  # brk does it
+        elif end > old:
+            calls = self._extend_heap(old, end)
+        edge = self._down(end + shift)
+        if not self.taken.at(edge):  # nothing is left of the page in which the heap ends
+            return [*calls, ("brk", (base + shift, max(edge, base + shift)))]
+        return [*calls, ("brk", (base + shift, end + shift))]
 
-    def mremap(
-        self, start: int, old_len: int, to: int, new_len: int, keep: bool
-    ) -> tuple[tuple[int, int, int, int] | None, list[tuple[int, int]]]:
-        """
-        Return ((new start, old length, new target, new length) or None, new ranges to unmap first).
+    def _extend_heap(self, start: int, end: int) -> list[Call]:
+        """Map more heap; return what is to be done to the page in which the heap ended before."""
+        shift, calls = self.heap_shift, list[Call]()
+        edge, high = self._down(start + shift), self._up(start + shift)
+        self.pieces.set(start, end, Piece(shift, PROT_READ_WRITE))
+        given = self._given(edge)
+        if edge < high and not self.taken.at(edge):  # munmap took it: brk is to map it again
+            calls = [("brk", (self.heap + shift, edge))]
+            high = edge
+        elif edge < high and given | PROT_READ_WRITE != given:
+            allowed = self._allowed(edge, shift)
+            calls = [("mprotect", (edge, self.page, allowed))]
+            self.taken.set(edge, high, allowed)
+        self.taken.set(high, self._up(end + shift), PROT_READ_WRITE)
+        return calls
 
-        Args:
-            keep: the old range stays mapped (MREMAP_DONTUNMAP).
-        """
-        piece = self.pieces.at(start)
-        if piece is None:
-            return None, []
-        shift = piece[2]
-        unmap = self.munmap(to, new_len) if to != start else []
-        removed = [s for s in self.pieces.clear(start, start + old_len) if s[2] == shift]
-        whole = self._whole_pages(removed)
-        inside = (start + shift) % self.page
-        if to == start and new_len <= old_len:
-            self.pieces.set(start, start + new_len, shift)
-            tail = self._whole_pages([(start + new_len, start + old_len, shift)])
-            for low, high in tail:
-                self.taken.clear(low, high)
-            return None, tail
-        if not whole:
-            self.pieces.set(to, to + min(old_len, new_len), start + shift - to)
-            return None, unmap
-        low, high = whole[0][0], whole[-1][1]
-        size = self._up(inside + new_len)
-        if to == start and self._free(high, low + size):
-            new = low
-        else:  # the source is still there: the two must not overlap
-            new = self._place(self._wants(to, to + new_len, size), size)
-        if keep:
-            self.pieces.set(start, start + old_len, shift)
-        else:
-            self.taken.clear(low, high)
-        self.taken.set(new, new + size, 0)
-        self.pieces.set(to, to + new_len, new + inside - to)
-        return (low, high - low, new, size), unmap
+    def mremap(self, start: int, old_len: int, to: int, new_len: int, flags: int = 0) -> list[Call]:
+        """Return the calls that resize or move."""
+        calls = self.munmap(to, new_len) if to != start else []
+        if new_len < old_len:
+            calls += self.munmap(start + new_len, old_len - new_len)
+            old_len = new_len
+        if not old_len:
+            return calls + self._duplicate(start, to, new_len, flags)
+        end = start + old_len
+        runs = joined((a, b, piece.shift) for a, b, piece in self.pieces.cut(start, end))
+        for number, (first, last, _) in enumerate(runs, 1):
+            new_last = start + new_len if number == len(runs) else last
+            if to != start:
+                calls += self._move(first, last, first + to - start, new_last - first, flags)
+            elif new_last != last:
+                calls += self._grow(first, last, new_last, flags)
+        return calls
+
+    def _duplicate(self, start: int, to: int, length: int, flags: int) -> list[Call]:
+        """Map shared memory a second time (an old length of 0)."""
+        found = self.pieces.at(start)
+        if not found:
+            return []
+        piece = found[2]
+        source = self._down(start + piece.shift)
+        inside = start + piece.shift - source
+        size = self._up(inside + length)
+        new = self._place(self._wants(to, to + length, size), size)
+        self.pieces.set(to, to + length, piece._replace(shift=new + inside - to))
+        self.taken.set(new, new + size, self._given(source))
+        return [("mremap", (source, 0, new, size, flags))]
+
+    def _grow(self, start: int, end: int, new_end: int, flags: int) -> list[Call]:
+        """Let the range grow in place, or give it another if the pages above are taken."""
+        [*_, (_, _, piece)] = self.pieces.cut(start, end)
+        high, new_high = self._up(end + piece.shift), self._up(new_end + piece.shift)
+        if high < new_high and not self._free(high, new_high):
+            return self._move(start, end, start, new_end - start, flags)
+        page = high - self.page
+        self.pieces.set(end, new_end, piece)
+        self.taken.set(high, new_high, self._given(page))
+        return [("mremap", (page, self.page, page, self.page + new_high - high, flags))]
+
+    def _move(self, start: int, end: int, to: int, length: int, flags: int) -> list[Call]:
+        """Move a range of one shift to pages of its own, as many calls as the machine needs."""
+        spans = self.pieces.clear(start, end)
+        shift = spans[0][2].shift
+        low, high = self._down(start + shift), self._up(end + shift)
+        cuts = {low, high}  # between them: pages of one protection that go, or stay too
+        shared = set()
+        if self._mapped(low - shift, start, shift):
+            shared.add(low)
+            cuts.add(low + self.page)
+        if self._mapped(end, high - shift, shift):
+            shared.add(high - self.page)
+            cuts.add(high - self.page)
+        cuts.update(first for first, *_ in joined(self.taken.cut(low, high)))
+        size = self._up(start + shift - low + length)
+        new = self._place(self._wants(to, to + length, size), size)
+        calls: list[Call] = []
+        for first, last in pairwise(sorted(cuts)):
+            goes, target = last - first, new + first - low
+            room = goes if last < high else new + size - target
+            self.taken.set(target, target + room, self._given(first))
+            if first in shared:  # the kernel does not resize what it also keeps
+                calls.append(("mremap", (first, goes, target, goes, flags | MREMAP_DONTUNMAP)))
+                if room > goes:
+                    calls.append(("mremap", (target, goes, target, room, flags)))
+                continue
+            if not flags & MREMAP_DONTUNMAP:
+                self.taken.clear(first, last)
+            calls.append(("mremap", (first, goes, target, room, flags)))
+        if flags & MREMAP_DONTUNMAP:
+            for span in spans:
+                self.pieces.set(*span)
+        new_shift = new + start + shift - low - to
+        for first, last, piece in spans:
+            self.pieces.set(first + to - start, last + to - start, piece._replace(shift=new_shift))
+        last_piece = spans[-1][2]._replace(shift=new_shift)
+        self.pieces.set(end + to - start, to + length, last_piece)
+        return calls
 
     def address(self, address: int) -> int | None:
         """Return the new address of an access; None when the recording has nothing mapped there."""
-        piece = self.pieces.at(address)
-        if piece:
-            return address + piece[2]
+        found = self.pieces.at(address)
+        if found:
+            return address + found[2].shift
         above = self.pieces.above(address)
-        if above and above[2] in self.stacks:
-            new = self._down(address + above[2])
-            self.pieces.set(new - above[2], above[0], above[2])
-            self.taken.set(new, self._up(above[0] + above[2]), 0)
-            return address + above[2]
-        return None
+        if not above or not above[2].grows:
+            return None
+        start, _, piece = above
+        low, high = self._down(address + piece.shift), self._down(start + piece.shift)
+        if low < self.page or self.taken.overlapping(low, high):
+            return None
+        self.pieces.set(address // self.recorded_page * self.recorded_page, start, piece)
+        self.taken.set(low, high, piece.prot)
+        return address + piece.shift

@@ -36,6 +36,7 @@ from virtmm.machine import CLONE_VM, Machine, is_oom
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from virtmm.tools.replay.relayout import Call
     from virtmm.tools.trace.format import TraceReader
     from virtmm.tools.trace.schema import Row
 
@@ -45,9 +46,9 @@ _PROT_WRITE = 2
 _MAP_FIXED = 0x10
 _MAP_GROWSDOWN = 0x100
 _MAP_FIXED_NOREPLACE = 0x100000
-_MREMAP_DONTUNMAP = 4
-#: Advice that destroys data, so that it must not reach beyond what it was given for.
-_DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 20, 21, 24))  # DONTNEED FREE REMOVE COLD PAGEOUT …_LOCKED
+#: Advice that takes memory away, so that it must not reach beyond what it was given for:
+#: DONTNEED FREE REMOVE DONTFORK WIPEONFORK COLD PAGEOUT DONTNEED_LOCKED
+_DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 10, 18, 20, 21, 24))
 
 SIMPLIFIED = (
     "file pages are always cached; their faults are minor, contents zero",
@@ -55,6 +56,7 @@ SIMPLIFIED = (
     "no reclaim: memory that runs out ends the replay",
 )
 SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/replay/relayout.py)"
+SIMPLIFIED_LARGER = "recorded with larger pages: what was touched within one is known once a page"
 SIMPLIFIED_AROUND = "recorded with fault-around: which file pages it mapped is not known"
 
 
@@ -70,6 +72,7 @@ class Replay:
     Attributes:
         spaces: pid -> the process's address space in both layouts; empty when pages are equal.
         segv: accesses that the virtual kernel refused.
+        row: the event that is being replayed, counted from 0 as trace files are.
         refused: memory calls that it refused and the recorded kernel had not.
     """
 
@@ -110,10 +113,9 @@ class Replay:
             OutOfMemoryError: the machine has none left; ``row`` is the event.
         """
         touch, handlers, spaces = self.machine.touch, self._handlers, self.spaces
-        known = self.machine.has
+        known, done = self.machine.has, 0
         for batch in self.reader.batches():
-            done = self.row
-            for self.row, event in enumerate(batch, done + 1):
+            for self.row, event in enumerate(batch, done):
                 pid, kind = event[1], event[3]
                 if not known(pid) and kind != KIND_EXEC:
                     raise TraceError(
@@ -135,7 +137,8 @@ class Replay:
                 error = touch(pid, address, bool(event[8] & _PROT_WRITE))
                 if error:
                     self._fault_error(error)
-            progress(self.row)
+            done += len(batch)
+            progress(done)
 
     def _fault_error(self, error: int) -> None:
         if is_oom(error):
@@ -162,11 +165,14 @@ class Replay:
         page = self.machine.page_size
         if self.relayout:
             space = self.spaces[pid]
-            start, length, unmap = space.mmap(start, length, offset if file else 0)
-            for low, high in unmap:
-                self._check(self.machine.munmap(pid, low, high - low))
-            if flags & _MAP_GROWSDOWN:
-                space.stack(event[4])
+            start, length, calls = space.mmap(
+                start,
+                length,
+                offset if file else 0,
+                prot & 7,
+                grows=bool(flags & _MAP_GROWSDOWN),
+            )
+            self._make(pid, calls)
         flags = flags & ~_MAP_FIXED_NOREPLACE | _MAP_FIXED
         error = self.machine.mmap(
             pid,
@@ -180,54 +186,47 @@ class Replay:
         )
         self._check(error)
 
+    def _make(self, pid: int, calls: list[Call]) -> None:
+        for name, args in calls:
+            self._check(getattr(self.machine, name)(pid, *args))
+
     def _munmap(self, event: Row) -> None:
         pid, start, length = event[1], event[4], event[5]
-        for low, size in self._ranges(pid, start, length, AddressSpace.munmap):
-            self._check(self.machine.munmap(pid, low, size))
+        if self.relayout:
+            self._make(pid, self.spaces[pid].munmap(start, length))
+        else:
+            self._check(self.machine.munmap(pid, start, length))
 
     def _mprotect(self, event: Row) -> None:
-        pid, prot = event[1], event[8]
-        rule = AddressSpace.around if prot & _PROT_WRITE else AddressSpace.inside
-        for low, size in self._ranges(pid, event[4], event[5], rule):
-            self._check(self.machine.mprotect(pid, low, size, prot & 7))
+        pid, start, length, prot = event[1], event[4], event[5], event[8] & 7
+        if self.relayout:
+            self._make(pid, self.spaces[pid].mprotect(start, length, prot))
+        else:
+            self._check(self.machine.mprotect(pid, start, length, prot))
 
     def _madvise(self, event: Row) -> None:
-        pid, advice = event[1], event[12]
-        rule = AddressSpace.inside if advice in _DESTRUCTIVE_ADVICE else AddressSpace.around
-        for low, size in self._ranges(pid, event[4], event[5], rule):
-            self._check(self.machine.madvise(pid, low, size, advice))
-
-    def _ranges(
-        self,
-        pid: int,
-        start: int,
-        length: int,
-        rule: Callable[[AddressSpace, int, int], list[tuple[int, int]]],
-    ) -> list[tuple[int, int]]:
-        """Return (start, length) of what a call covers in the machine's layout."""
+        pid, start, length, advice = event[1], event[4], event[5], event[12]
         if not self.relayout:
-            return [(start, length)]
-        return [(low, high - low) for low, high in rule(self.spaces[pid], start, length)]
+            self._check(self.machine.madvise(pid, start, length, advice))
+            return
+        space = self.spaces[pid]
+        rule = space.inside if advice in _DESTRUCTIVE_ADVICE else space.around
+        for low, high in rule(start, length):
+            self._check(self.machine.madvise(pid, low, high - low, advice))
 
     def _mremap(self, event: Row) -> None:
         _, pid, _, _, start, length, to, new_length, _, flags, *_ = event
-        if not self.relayout:
+        if self.relayout:
+            self._make(pid, self.spaces[pid].mremap(start, length, to, new_length, flags))
+        else:
             self._check(self.machine.mremap(pid, start, length, to, new_length, flags))
-            return
-        move, unmap = self.spaces[pid].mremap(
-            start, length, to, new_length, bool(flags & _MREMAP_DONTUNMAP)
-        )
-        for low, high in unmap:
-            self._check(self.machine.munmap(pid, low, high - low))
-        if move:
-            self._check(self.machine.mremap(pid, *move, flags))
 
     def _brk(self, event: Row) -> None:
         pid, start, length = event[1], event[4], event[5]
-        end = start + length
         if self.relayout:
-            start, end = self.spaces[pid].brk(start, length)
-        self._check(self.machine.brk(pid, start, end))
+            self._make(pid, self.spaces[pid].brk(start, length))
+        else:
+            self._check(self.machine.brk(pid, start, start + length))
 
     def _fork(self, event: Row) -> None:
         pid, flags, child = event[1], event[9], event[12]
@@ -244,12 +243,16 @@ class Replay:
 
     def _exec(self, event: Row) -> None:
         pid = event[1]
-        error = self.machine.exec(pid) if self.machine.has(pid) else self.machine.spawn(pid)
-        self._check(error)
+        if not self.machine.has(pid):  # the recorder's own fork, before the recording began
+            self._check(self.machine.spawn(pid))
+        self._check(self.machine.exec(pid))
         self._starting.add(pid)
         self.commands[pid] = Path(self.reader.files[event[11]].path).name
         if self.relayout:
-            self.spaces[pid] = AddressSpace(self.machine.page_size, self.machine.task_size)
+            machine = self.machine
+            self.spaces[pid] = AddressSpace(
+                machine.page_size, machine.task_size, self.reader.page_size
+            )
 
     def _exit(self, event: Row) -> None:
         self.machine.exit(event[1])
@@ -305,6 +308,8 @@ def _identity(run: Replay, kernel: str, costs: CostTable) -> dict[str, Any]:
     simplified = [*SIMPLIFIED, *costs.simplified]
     if run.relayout:
         simplified.append(SIMPLIFIED_RELAYOUT)
+    if machine.page_size < reader.page_size:
+        simplified.append(SIMPLIFIED_LARGER)
     if reader.metadata.get("fault_around_bytes") != reader.page_size:
         simplified.append(SIMPLIFIED_AROUND)
     return {

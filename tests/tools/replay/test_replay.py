@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Replays: what small traces cost, event by event, and the samples against what was recorded."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from virtmm.tools.replay.replay import SIMPLIFIED_LARGER, SIMPLIFIED_RELAYOUT, Replay
+from virtmm.tools.report.result import check_result
+from virtmm.tools.trace.format import KIND_FAULT, File, TraceError, TraceReader
+
+from virtmm.kconfig import resolve
+from virtmm.machine import Machine
+
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
+A, STACK = 0x7F0000000000, 0x7FFFFFFDE000
+K = 1024
+READ, WRITE, RW = 1, 2, 3
+ANON, SHARED_ANON, PRIVATE, POPULATE, GROWSDOWN = 0x22, 0x21, 2, 0x8000, 0x100
+VFORK = 0x4100
+PROG = File("/usr/bin/prog", 11, 128 * K)
+
+
+def exec_(pid=1):
+    return {"pid": pid, "kind": "exec", "file": PROG}
+
+
+def mmap(addr, length, prot=RW, flags=ANON, pid=1, file=None, offset=0):
+    more = {"prot": prot, "flags": flags, "file": file, "offset": offset}
+    return {"pid": pid, "kind": "mmap", "addr": addr, "len": length, **more}
+
+
+def fault(addr, access=WRITE, pid=1, flags=0):
+    return {"pid": pid, "kind": "fault", "addr": addr, "prot": access, "flags": flags}
+
+
+def call(kind, addr=0, length=0, pid=1, **more):
+    return {"pid": pid, "kind": kind, "addr": addr, "len": length, **more}
+
+
+def fork(child, flags=0, pid=1):
+    return {"pid": pid, "kind": "fork", "arg": child, "flags": flags}
+
+
+def exit_(pid=1):
+    return {"pid": pid, "kind": "exit"}
+
+
+def faults(addr, length, access=WRITE, pid=1):
+    return [fault(at, access, pid) for at in range(addr, addr + length, 4 * K)]
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def test_first_touch(write_trace, run):
+    """16 pages: 16 faults with base pages, one with a folio of 64 KiB, whatever the base page."""
+    path = write_trace(exec_(), mmap(A, 64 * K), *faults(A, 64 * K), exit_())
+    result = run(path)
+    assert (result["minflt"], result["folios"]) == (16, {"0": 16})
+    assert result["memory"]["peak_anon"] == 64 * K
+    assert result["memory"]["peak_rss"] == 64 * K
+    large = run(path, "anonfolio_basic")
+    assert (large["minflt"], large["folios"]) == (1, {"4": 1})
+    assert run(path, "baseline_16k")["folios"] == {"0": 4}
+    assert run(path, "baseline_64k")["folios"] == {"0": 1}
+    assert run(path, "anonfolio_basic", fragments=["16k"])["folios"] == {"2": 1}
+
+
+def test_a_fault_is_an_access(write_trace, run):
+    """What is mapped and allows the access costs nothing; a byte is as good as a page."""
+    path = write_trace(
+        exec_(), mmap(A, 8 * K), fault(A + 5), fault(A + 4000), fault(A + 5, READ), fault(A + 8191)
+    )
+    assert run(path)["minflt"] == 2
+
+
+def test_the_zero_page_and_the_write_after(write_trace, run):
+    path = write_trace(exec_(), mmap(A, 4 * K), fault(A, READ), fault(A, WRITE))
+    result = run(path)
+    assert result["minflt"] == 2
+    assert (result["events"]["zero_page_fault"], result["events"]["wp_zero"]) == (1, {"0": 1})
+    assert result["memory"]["anon"] == 4 * K
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_64k"])
+def test_segv_counts_and_ends_nothing(write_trace, run, kernel):
+    path = write_trace(
+        exec_(),
+        mmap(A, 128 * K, READ),
+        fault(A, WRITE),
+        fault(A - 1),
+        fault(0),
+        fault(1 << 63),
+        mmap(A + 256 * K, 64 * K),
+        fault(A + 256 * K),
+    )
+    result = run(path, kernel)
+    assert result["segv"] == 4
+    assert result["minflt"] == 1
+
+
+def test_refused_calls_count(write_trace, run):
+    """The trace says it worked; on the virtual kernel there is nothing to protect."""
+    path = write_trace(
+        exec_(), call("mprotect", A, 4 * K, prot=1), mmap(A, 4 * K), fault(A), mmap(1 << 60, 4 * K)
+    )
+    result = run(path)
+    assert result["refused"] == 2
+    assert result["minflt"] == 1
+
+
+def test_calls_are_counted_as_events(write_trace, run):
+    path = write_trace(
+        exec_(),
+        mmap(A, 64 * K),
+        fault(A),
+        mmap(A + 256 * K, 64 * K),
+        call("mprotect", A, 64 * K, prot=READ),
+        call("madvise", A, 64 * K, arg=4),
+        call("mremap", A, 64 * K, addr2=A + 512 * K, len2=128 * K, flags=1),
+        call("munmap", A + 512 * K, 128 * K),
+        call("brk", 0x541000, 0),
+        call("brk", 0x541000, 0x21000),
+        fork(2),
+        exit_(2),
+    )
+    for kernel in ("baseline_4k", "baseline_16k", "baseline_64k"):
+        events = run(path, kernel)["events"]
+        wanted = {"exec": 1, "mprotect": 1, "madvise": 1, "mremap": 1, "munmap": 1, "brk": 2}
+        wanted |= {"fork": 1, "vfork": 0, "exit": 1}
+        assert {name: events[name] for name in wanted} == wanted, kernel
+        assert events["mmap"] == 1, kernel  # the first is exec's own
+
+
+def test_what_exec_maps_is_no_call(write_trace, run):
+    """Until the program's first fault in user mode; faults of exec's own writes are the kernel's."""
+    path = write_trace(
+        exec_(),
+        mmap(0x400000, 64 * K, READ, PRIVATE, file=PROG),
+        mmap(0x410000, 64 * K, RW, ANON),
+        fault(0x410008, WRITE, flags=2),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
+        fault(0x400000, READ),
+        mmap(A, 64 * K),
+        mmap(A + 128 * K, 64 * K, READ, PRIVATE, file=PROG),
+    )
+    events = run(path)["events"]
+    assert (events["mmap"], events["mmap_file"]) == (1, 1)
+
+
+def test_file_faults(write_trace, run):
+    """Mapped once for all processes; fault-around maps its neighbours with it."""
+    events = [mmap(A, 64 * K, READ, PRIVATE, file=PROG), *faults(A, 64 * K, READ)]
+    path = write_trace(exec_(), *events)
+    alone = run(path, knobs=["fault_around_bytes=4096"])
+    assert (alone["minflt"], alone["folios"]) == (16, {})
+    assert alone["memory"]["peak_page_cache"] == 64 * K
+    assert run(path)["minflt"] == 1
+    path = write_trace(exec_(), *events, fork(2), *faults(A, 64 * K, READ, pid=2), name="two")
+    assert run(path)["memory"]["peak_page_cache"] == 64 * K
+
+
+def test_offsets_in_a_file(write_trace, run):
+    """Two halves of a file are not the same half twice, laid out anew or not."""
+    path = write_trace(
+        exec_(),
+        mmap(A, 64 * K, READ, PRIVATE, file=PROG, offset=64 * K),
+        *faults(A, 64 * K, READ),
+        mmap(A + 256 * K, 64 * K, READ, PRIVATE, file=PROG),
+        *faults(A + 256 * K, 64 * K, READ),
+    )
+    for kernel in ("baseline_4k", "baseline_16k", "baseline_64k"):
+        assert run(path, kernel)["memory"]["peak_page_cache"] == 128 * K
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "again"), [(4, 60, 0), (64, 32, 0), (0, 124, 1), (0, 128, 2)]
+)
+def test_dropped_memory_stays_inside_what_was_dropped(write_trace, run, start, length, again):
+    """MADV_DONTNEED of a part of a larger page leaves the page; of all of it, it faults again."""
+    path = write_trace(
+        exec_(),
+        mmap(A, 128 * K),
+        *faults(A, 128 * K),
+        call("madvise", A + start * K, length * K, arg=4),
+        *faults(A, 128 * K),
+    )
+    assert run(path)["minflt"] == 32 + length // 4
+    assert run(path, "baseline_64k")["minflt"] == 2 + again
+
+
+def test_populated_pages_need_no_faults(write_trace, run):
+    path = write_trace(exec_(), mmap(A, 64 * K, RW, ANON | POPULATE))
+    assert run(path)["folios"] == {"0": 16}
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_64k"])
+def test_the_stack_grows(write_trace, run, kernel):
+    path = write_trace(
+        exec_(), mmap(STACK, 132 * K, RW, ANON | GROWSDOWN), fault(STACK - 300 * K), fault(STACK)
+    )
+    result = run(path, kernel)
+    assert (result["segv"], result["minflt"]) == (0, 2)
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_16k"])
+def test_fork_copies_on_write(write_trace, run, kernel):
+    path = write_trace(
+        exec_(),
+        mmap(A, 64 * K),
+        *faults(A, 64 * K),
+        fork(2),
+        fault(A, READ, pid=2),
+        fault(A, WRITE, pid=2),
+        exit_(2),
+        fault(A, WRITE),
+        exit_(),
+    )
+    result = run(path, kernel)
+    pages = 64 * K // result["page_size"]
+    assert result["minflt"] == pages + 2
+    assert [(p["pid"], p["minflt"]) for p in result["processes"]] == [(2, 1), (1, pages + 1)]
+    assert [p["command"] for p in result["processes"]] == ["prog", "prog"]
+    assert result["memory"]["peak_anon"] == 64 * K + result["page_size"]
+    assert result["memory"]["anon"] == 0
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_64k"])
+def test_a_vfork_child_borrows_until_its_exec(write_trace, run, kernel):
+    other = File("/bin/other", 12, 4 * K)
+    path = write_trace(
+        exec_(),
+        mmap(A, 64 * K),
+        fork(2, VFORK),
+        mmap(A + 64 * K, 64 * K, pid=2),
+        fault(A + 64 * K, pid=2),
+        {"pid": 2, "kind": "exec", "file": other},
+        fault(A, pid=2),  # a new address space: nothing there
+        mmap(A, 64 * K, pid=2),
+        fault(A, pid=2),
+        fault(A + 64 * K, READ),  # mapped already, by the child
+        fault(A),
+        exit_(2),
+        fork(3, VFORK),
+        exit_(3),
+        fault(A),
+        exit_(),
+    )
+    result = run(path, kernel)
+    assert result["segv"] == 1
+    assert [(p["pid"], p["command"], p["minflt"]) for p in result["processes"]] == [
+        (2, "other", 2),
+        (3, "prog", 0),
+        (1, "prog", 1),
+    ]
+    assert (result["events"]["vfork"], result["events"]["fork"]) == (2, 0)
+    assert result["memory"]["anon"] == 0
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_64k"])
+def test_exec_leaves_nothing(write_trace, run, kernel):
+    path = write_trace(exec_(), mmap(A, 64 * K), fault(A), exec_(), fault(A))
+    result = run(path, kernel)
+    assert (result["segv"], result["memory"]["anon"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([exec_(), fault(A, pid=9)], "row 1: process 9 was never started"),
+        ([mmap(A, 4 * K)], "row 0: process 1 was never started"),
+        ([exec_(), exit_(), fault(A)], "row 2: process 1 was never started"),
+        ([exec_(), fork(2), fork(2)], "row 2: process 2 exists already"),
+        ([exec_(), fork(1)], "row 1: process 1 exists already"),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_64k"])
+def test_a_trace_that_contradicts_itself(write_trace, run, kernel, events, message):
+    path = write_trace(*events)
+    with pytest.raises(TraceError) as caught:
+        run(path, kernel)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_progress_ends_at_the_number_of_events(write_trace, run):
+    path = write_trace(exec_(), mmap(A, 64 * K), *faults(A, 64 * K))
+    seen = []
+    run(path, progress=seen.append)
+    assert seen == [18]
+
+
+# --- memory that runs out -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "anonfolio_basic"])
+def test_out_of_memory_is_a_result(write_trace, run, kernel):
+    path = write_trace(exec_(), mmap(A, 64 << 20), fork(2), *faults(A, 64 << 20, pid=2))
+    result = run(path, kernel, ["MEMORY_MB=16"])
+    oom = result["oom"]
+    assert (oom["pid"], oom["command"]) == (2, "prog")
+    assert 14 << 20 < oom["held"] <= 16 << 20
+    assert (oom["event"] - 3) * 4 * K == oom["held"]  # every page before got memory
+    check_result(result, "oom")
+
+
+def test_out_of_memory_in_a_call(write_trace, run):
+    path = write_trace(exec_(), mmap(A, 64 << 20), call("madvise", A, 64 << 20, arg=23))
+    assert run(path, sets=["MEMORY_MB=16"])["oom"]["event"] == 2
+
+
+# --- results --------------------------------------------------------------------------------------
+
+FLAVOURS = {"C": [], "Python": ["C_RANGES=n"], "debug": ["DEBUG_VM=y"]}
+
+
+def some_of_everything(write_trace):
+    return write_trace(
+        exec_(),
+        mmap(0x400000, 64 * K, READ, PRIVATE, file=PROG),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
+        fault(STACK + 100 * K),
+        call("brk", 0x541000, 0),
+        call("brk", 0x541000, 0x21000),
+        *faults(0x541000, 0x21000),
+        mmap(A, 256 * K),
+        *faults(A, 200 * K),
+        call("mprotect", A, 20 * K, prot=READ),
+        fork(2),
+        *faults(A + 20 * K, 100 * K, pid=2),
+        call("madvise", A + 44 * K, 60 * K, arg=4),
+        *faults(A + 44 * K, 60 * K, READ),
+        call("mremap", A + 60 * K, 100 * K, addr2=A + 1024 * K, len2=120 * K, flags=1),
+        *faults(A + 1024 * K, 120 * K),
+        call("munmap", A + 12 * K, 40 * K, pid=2),
+        mmap(A + 512 * K, 64 * K, RW, SHARED_ANON),
+        fork(3, VFORK),
+        fault(A + 512 * K, pid=3),
+        {"pid": 3, "kind": "exec", "file": PROG},
+        exit_(3),
+        fault(A + 512 * K),
+        exit_(2),
+    )
+
+
+@pytest.mark.parametrize(
+    "kernel", ["baseline_4k", "baseline_16k", "baseline_64k", "anonfolio_basic"]
+)
+def test_every_flavour_gives_the_same_figures(write_trace, run, kernel):
+    path = some_of_everything(write_trace)
+    figures = {}
+    for name, sets in FLAVOURS.items():
+        result = run(path, kernel, ["MEMORY_MB=1024", *sets])
+        assert (result["segv"], result["refused"]) == (0, 0)
+        own = ("config_hash", "core_hash")
+        figures[name] = {k: v for k, v in result.items() if k not in own}
+    assert figures["C"] == figures["Python"] == figures["debug"]
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_64k", "anonfolio_basic"])
+def test_two_runs_give_the_same_bytes(write_trace, run, kernel):
+    path = some_of_everything(write_trace)
+    first, second = (json.dumps(run(path, kernel)) for _ in range(2))
+    assert first == second
+    read = check_result(json.loads(first), "first")
+    assert (read.kernel, read.trace, read.oom) == (kernel, "t", None)
+    assert sum(p["minflt"] for p in read.raw["processes"]) == read.minflt
+
+
+def test_larger_pages_than_the_machine_replay_as_they_are(write_trace, run):
+    path = write_trace(
+        exec_(),
+        mmap(A, 128 * K),
+        fault(A),
+        fault(A + 64 * K),
+        fault(A + 64 * K + 4096),
+        page_size=65536,
+    )
+    result = run(path)
+    assert result["minflt"] == 3
+    assert SIMPLIFIED_LARGER in result["simplified"]
+    assert SIMPLIFIED_RELAYOUT not in result["simplified"]
+    same = run(path, "baseline_64k")
+    assert same["minflt"] == 2
+    assert not {SIMPLIFIED_LARGER, SIMPLIFIED_RELAYOUT} & set(same["simplified"])
+
+
+# --- the samples ----------------------------------------------------------------------------------
+
+# What the real kernel counted for the same commands with fault-around (samples/README.md).
+REAL = {"gcc": 17209, "python": 49518}
+
+
+@pytest.fixture(params=sorted(REAL))
+def sample(request):
+    return SAMPLES / f"{request.param}.parquet"
+
+
+def test_every_recorded_fault_is_one(sample):
+    """
+    Without fault-around, as it was recorded, each row is a fault of the model.
+
+    But for two of python's: the model merges the read-only data of ld.so with its relro, which the
+    kernel keeps apart by VM_ACCOUNT; with the relro's anon_vma, fork copies a page of that data to
+    each of the two children, which fault for it in the recording.
+    """
+    served = Counter()
+    config = resolve("arm64", "baseline_4k", sets=["MEMORY_MB=512"])
+    with TraceReader(sample) as reader, Machine(config, ["fault_around_bytes=4096"]) as machine:
+        rows = sum(row[3] == KIND_FAULT for rows in reader.batches() for row in rows)
+        run, touch = Replay(machine, reader), machine.touch
+
+        def counted(pid, address, write):
+            before = machine.vmstat()["pgfault"]
+            error = touch(pid, address, write)
+            served[machine.vmstat()["pgfault"] - before] += 1
+            return error
+
+        machine.touch = counted
+        run.run()
+        assert (run.segv, run.refused) == (0, 0)
+    assert served[1] + served[0] == rows
+    assert served[0] <= {"gcc": 0, "python": 2}[sample.stem]
+
+
+def test_with_fault_around_it_is_what_the_real_kernel_counted(sample, run):
+    """But for the pages of the stack that exec fills itself (the metadata's minflt knows)."""
+    result = run(sample)
+    with TraceReader(sample) as reader:
+        rows = sum(row[3] == KIND_FAULT for rows in reader.batches() for row in rows)
+        by_exec = reader.metadata["minflt"] - rows
+    assert abs(result["minflt"] + by_exec - REAL[sample.stem]) <= 5
+
+
+@pytest.mark.parametrize("kernel", ["baseline_16k", "baseline_64k"])
+def test_samples_laid_out_anew_run_without_refusal(sample, run, kernel):
+    result = run(sample, kernel)
+    assert (result["segv"], result["refused"], result["oom"]) == (0, 0, None)
+
+
+def test_large_folios_save_two_faults_in_five(run):
+    """Acceptance 4: on the gcc sample less than 60 % of the faults of base pages, on arm64."""
+    path = SAMPLES / "gcc.parquet"
+    assert run(path, "anonfolio_basic")["minflt"] < 0.6 * run(path)["minflt"]
