@@ -68,7 +68,9 @@ class PteFormat:
         write, young, dirty, special: as pte_write(), pte_young(), pte_dirty(), pte_special().
         exec: user code may be fetched.
         prot_none: marks a present page of a PROT_NONE mapping (``present`` is off then).
-        leaf: at a level above the last, the entry maps memory itself rather than a table.
+        leaf: at a level above the last, the entry maps memory itself rather than a table. Where
+            ``user`` reads as a leaf already, an entry is the same at every level.
+        cont: the entry belongs to a block of contiguous ones; None where there is no such bit.
         pfn_pos: bit where the page frame number starts; None = at the page shift (physical address).
         pfn_bits: how many bits the physical address has (pfn_pos None) or the pfn field has.
     """
@@ -85,6 +87,7 @@ class PteFormat:
     leaf: Attr
     pfn_pos: int | None
     pfn_bits: int
+    cont: Attr | None = None
 
     def attributes(self) -> dict[str, Attr]:
         """Return the named attributes, in order of declaration."""
@@ -144,11 +147,13 @@ class Geometry:
         page_shift: log2 of the base page in bytes.
         levels: from the root to ``pte``; the last two must be named ``pmd`` and ``pte``.
         va_bits: bits of a user address that the table translates.
+        cont_order: log2 of the last-level entries in a contiguous block; 0 = none.
     """
 
     page_shift: int
     levels: tuple[Level, ...]
     va_bits: int
+    cont_order: int = 0
 
     @property
     def pmd_order(self) -> int:

@@ -134,7 +134,11 @@ void vk_zap_ptes(struct vk *k)
 		clear_ptes(k, run[RUN_PTE], nr);
 		u64 unmapped = folio_remove_rmap_range(k, folio, page, nr);
 
-		k->vmstat[VM_nr_anon_pages] -= unmapped;
+		int by_pmd = order && head[FOLIO_ENTIRE_MAPCOUNT];
+
+		if (CONFIG_MM_ID && order)
+			folio_sub_mm(k, folio, run[RUN_MM], nr);
+		k->vmstat[VM_nr_anon_pages] -= by_pmd ? 0 : unmapped;
 		k->event[EV_zap_anon * NR_ORDERS + order] += nr;
 		mm[MM_ANONPAGES] -= nr;
 		head[PAGE_REFCOUNT] -= (u32)nr;
@@ -143,7 +147,8 @@ void vk_zap_ptes(struct vk *k)
 		run[RUN_ROOM] -= nr;
 		run[RUN_FOLIO] = folio;
 		/* A page-by-page zap queues a large folio even with its last page (v1 patch 6); a batch does not. */
-		if (order && unmapped && (head[FOLIO_NR_PAGES_MAPPED] || !run[RUN_BATCH])) {
+		if (order && unmapped && !by_pmd &&
+		    (head[FOLIO_NR_PAGES_MAPPED] || !run[RUN_BATCH])) {
 			run[RUN_REASON] = EXIT_DEFERRED_SPLIT;
 			return;
 		}

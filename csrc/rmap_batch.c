@@ -76,3 +76,53 @@ u64 folio_remove_rmap_range(struct vk *k, u64 folio, u64 page, u64 nr)
 	}
 	return unmapped;
 }
+
+/**
+ * folio_add_mm - note nr more mappings of a large folio by an mm (CONFIG_MM_ID, 6.15)
+ *
+ * Called when FOLIO_LARGE_MAPCOUNT has them already. Two mms are counted by themselves; with a third, or
+ * mappings that came before it was counted, the folio may be shared.
+ */
+void folio_add_mm(struct vk *k, u64 folio, u64 mm, u64 nr)
+{
+	u32 *head = page_record(k, folio);
+
+	if (head[FOLIO_MM0] == mm) {
+		head[FOLIO_MM0_MAPCOUNT] += (u32)nr;
+	} else if (head[FOLIO_MM1] == mm) {
+		head[FOLIO_MM1_MAPCOUNT] += (u32)nr;
+	} else if (!head[FOLIO_MM0]) {
+		head[FOLIO_MM0] = (u32)mm;
+		head[FOLIO_MM0_MAPCOUNT] = (u32)nr;
+		if (head[FOLIO_LARGE_MAPCOUNT] != nr)
+			head[FOLIO_MAYBE_SHARED] = 1;
+	} else if (!head[FOLIO_MM1]) {
+		head[FOLIO_MM1] = (u32)mm;
+		head[FOLIO_MM1_MAPCOUNT] = (u32)nr;
+		head[FOLIO_MAYBE_SHARED] = 1;
+	}
+}
+
+/**
+ * folio_sub_mm - note that an mm has nr mappings of a large folio less
+ *
+ * Called when FOLIO_LARGE_MAPCOUNT has lost them already. Unless the mm is counted and keeps some: when a
+ * counted mm has all that are left, the folio is known not to be shared.
+ */
+void folio_sub_mm(struct vk *k, u64 folio, u64 mm, u64 nr)
+{
+	u32 *head = page_record(k, folio);
+	int owner = head[FOLIO_MM0] == mm ? FOLIO_MM0 : head[FOLIO_MM1] == mm ? FOLIO_MM1 : 0;
+
+	if (owner && head[owner + 1] > nr) {
+		head[owner + 1] -= (u32)nr;
+		return;
+	}
+	if (owner) {
+		head[owner] = 0;
+		head[owner + 1] = 0;
+	}
+	if (head[FOLIO_MM0_MAPCOUNT] == head[FOLIO_LARGE_MAPCOUNT] ||
+	    head[FOLIO_MM1_MAPCOUNT] == head[FOLIO_LARGE_MAPCOUNT])
+		head[FOLIO_MAYBE_SHARED] = 0;
+}

@@ -2,10 +2,10 @@
 """
 The arena as mm/ sees it: arrays of integers, the configuration, and the range operations.
 
-Every function of mm/ takes the arena first, as ``k``. It is filled at boot (virtmm/boot.py) and then
-only the arrays and the knobs change. Arrays are flat memoryviews of records, named and laid out by
-csrc/arena.def: field F of record i of array A is ``k.A[i * A_RECORD + F]``. Indices are what the
-kernel has pointers for: a pfn, a VMA number, an mm number; 0 is none.
+Every function of mm/ takes the arena first, as ``k``. It is filled at boot (virtmm/boot.py) and
+then only the arrays and the knobs change. Arrays are flat memoryviews of records, named and laid
+out by csrc/arena.def: field F of record i of array A is ``k.A[i * A_RECORD + F]``. Indices are
+what the kernel has pointers for: a pfn, a VMA number, an mm number; 0 is none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 from . import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..arch.params import ArchParams, Geometry
     from .fault_inject import FaultInjection
 
@@ -31,10 +33,11 @@ FILE_RECORD = int(_WORDS["file"])
 
 class RangeOps(Protocol):
     """
-    Loops over page-table entries, page records and page contents: csrc/, or their twins in ranges.py.
+    Loops over page-table entries, page records and page contents: csrc/, or their twins in
+    ranges.py.
 
-    ``pte`` is an index into ``k.phys``; a run of entries never leaves its table. ``folio``, ``page``
-    and ``pfn`` are page frame numbers.
+    ``pte`` is an index into ``k.phys``; a run of entries never leaves its table. ``folio``,
+    ``page`` and ``pfn`` are page frame numbers.
     """
 
     def check_ptes_none(self, pte: int, nr: int) -> int:
@@ -64,6 +67,12 @@ class RangeOps(Protocol):
     def folio_remove_rmap_range(self, folio: int, page: int, nr: int) -> int:
         """Take one mapping from each of nr pages; return how many nobody maps now."""
 
+    def folio_add_mm(self, folio: int, mm: int, nr: int) -> None:
+        """Note nr more mappings of a large folio by an mm (MM_ID)."""
+
+    def folio_sub_mm(self, folio: int, mm: int, nr: int) -> None:
+        """Note that an mm has nr mappings of a large folio less (MM_ID)."""
+
     def clear_huge_page(self, pfn: int, nr: int, fault: int) -> None:
         """Zero nr pages, page number ``fault`` last."""
 
@@ -80,25 +89,46 @@ class Config:
     What mm/ needs of .config, as the kernel's code sees its CONFIG_ symbols.
 
     Orders are log2 of base pages, ``nr_pages`` is the memory of the machine in base pages.
+    ``policy`` is the ANON_POLICY: "base", "v1" or "mthp"; the flags at the end are behaviour symbols
+    of releases.
     """
 
     nr_pages: int
     max_page_order: int
     transparent_hugepage: bool
+    policy: str
     nothp_order_max: int
     thp_order_max: int
     zap_batch: bool
     phys_backing: bool
     debug_vm: bool
+    contpte: bool = False
+    mm_id: bool = False
+    huge_zero_cow: bool = False
+    underused_queue: bool = False
+    mremap_multi: bool = False
+    merge_faulted: bool = False
+    pagemap_pmd_head: bool = False
 
 
 @dataclass
 class Knobs:
-    """Run-time settings, as the files of /sys/kernel/mm/transparent_hugepage and debugfs have them."""
+    """
+    Run-time settings, as the files of /sys/kernel/mm/transparent_hugepage and debugfs have them.
+
+    ``always``, ``inherit`` and ``madvise`` are masks of orders: which hugepages-<N>kB/enabled say
+    so.
+    """
 
     enabled: str = "madvise"
+    defrag: str = "madvise"
     use_zero_page: bool = True
+    shrink_underused: bool = True
+    max_ptes_none: int = 0
     fault_around_bytes: int = 65536
+    always: int = 0
+    inherit: int = 0
+    madvise: int = 0
 
 
 @dataclass(slots=True)
@@ -109,10 +139,14 @@ class Arena:
     Attributes:
         page … run: the arrays of csrc/arena.def.
         ops: loops over them.
-        levels: (bit where the index starts, mask of the index) of every table level above the last.
+        levels: (bit where the index starts, mask of the index) of every table level above the last;
+            upper_levels are those above the PMD's.
         table_shift: log2 of the entries that fit a table of one page; a table's first entry is
             ``k.phys[pfn << table_shift]``.
-        zero_pfn: the zero page.
+        cont_bit, cont_nr: the contiguous bit of an entry and how many entries a block has; 0 =
+        none. zero_pfn: the zero page.
+        shrinkers: what may give memory back when an allocation of one page fails; each returns whether
+            it did.
         inject: failures to make happen; None without CONFIG_FAULT_INJECTION.
         current: the task that runs.
     """
@@ -138,6 +172,7 @@ class Arena:
     geometry: Geometry
     knobs: Knobs = field(default_factory=Knobs)
     inject: FaultInjection | None = None
+    shrinkers: list[Callable[[Arena], bool]] = field(default_factory=list)
     ops: RangeOps = field(init=False)
     page_shift: int = field(init=False)
     page_size: int = field(init=False)
@@ -146,9 +181,15 @@ class Arena:
     table_shift: int = field(init=False)
     pte_mask: int = field(init=False)
     levels: tuple[tuple[int, int], ...] = field(init=False)
+    upper_levels: tuple[tuple[int, int], ...] = field(init=False)
+    pmd_mask: int = field(init=False)
+    pmd_order: int = field(init=False)
+    pmd_size: int = field(init=False)
     pfn_shift: int = field(init=False)
     pfn_mask: int = field(init=False)
     task_size: int = field(init=False)
+    cont_bit: int = field(init=False, default=0)
+    cont_nr: int = field(init=False, default=0)
     zero_pfn: int = field(init=False, default=0)
     current: int = field(init=False, default=0)
 
@@ -166,6 +207,13 @@ class Arena:
             levels.append((shift, (1 << level.bits) - 1))
             shift += level.bits
         self.levels = tuple(reversed(levels))
+        self.upper_levels = self.levels[:-1]
+        self.pmd_mask = self.levels[-1][1]
+        self.pmd_order = g.pmd_order
+        self.pmd_size = 1 << self.pmd_shift
         self.pfn_shift = self.arch.pte.pfn_shift(g.page_shift)
         self.pfn_mask = self.arch.pte.pfn_mask(g.page_shift)
         self.task_size = 1 << g.va_bits
+        cont = self.arch.pte.cont
+        if self.config.contpte and cont and g.cont_order:
+            self.cont_bit, self.cont_nr = cont.mask, 1 << g.cont_order

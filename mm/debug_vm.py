@@ -2,8 +2,8 @@
 """
 CONFIG_DEBUG_VM: what must hold between any two steps, checked by walking everything.
 
-A broken invariant raises VmBug with what was counted and what was found; it is a bug of ours, never of
-the program that runs.
+A broken invariant raises VmBug with what was counted and what was found; it is a bug of ours,
+never of the program that runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
 from .layout import (
     FOLIO_DEFERRED_NEXT,
+    FOLIO_ENTIRE_MAPCOUNT,
     FOLIO_LARGE_MAPCOUNT,
     FOLIO_NR_PAGES_MAPPED,
     MM_ANONPAGES,
     MM_FILEPAGES,
+    MM_HUGE_PTE,
     MM_PGD,
     MM_PGTABLES,
     MM_USERS,
@@ -37,6 +39,7 @@ from .layout import (
     ZONE_CACHE,
     ZONE_FREE_LIST,
     ZONE_FRONTIER,
+    ZONE_HUGE_ZERO,
     ZONE_NR_BLOCKS,
     ZONE_NR_FREE,
     ZONE_SLAB,
@@ -48,18 +51,17 @@ from .layout import (
     PG_deferred,
     PG_exclusive,
     PG_file,
+    PG_partially_mapped,
     PG_reserved,
     PG_table,
     VM_nr_anon_pages,
     VM_nr_mapped,
     VM_nr_page_table_pages,
 )
-from .pgtable import pte_pfn, pte_present, pte_special
+from .pgtable import pmd_trans_huge, pte_pfn, pte_present, pte_special, walk_page_table
 from .vma import slots, vma_lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .arena import Arena
 
 
@@ -72,30 +74,25 @@ def _check(ok: bool, what: str) -> None:
         raise VmBug(what)
 
 
-def walk_page_table(k: Arena, mm: int) -> Iterator[tuple[int, int]]:
-    """Yield (address, entry) of every entry of mm that is not none, ascending."""
-    yield from _walk(k, k.mm[mm * _M + MM_PGD], 0, 0)
-
-
-def _walk(k: Arena, table: int, depth: int, address: int) -> Iterator[tuple[int, int]]:
-    first = table << k.table_shift
-    if depth == len(k.levels):
-        for i, entry in enumerate(k.phys[first : first + k.pte_mask + 1].tolist()):
-            if entry:
-                yield address + (i << k.page_shift), entry
-        return
-    shift, mask = k.levels[depth]
-    for i, entry in enumerate(k.phys[first : first + mask + 1].tolist()):
-        if entry:
-            yield from _walk(k, pte_pfn(k, entry), depth + 1, address + (i << shift))
-
-
 def _tables(k: Arena, table: int, depth: int) -> int:
+    """Return how many page tables there are below a table, itself and those in reserve included."""
     if depth == len(k.levels):
         return 1
     first = table << k.table_shift
     entries = k.phys[first : first + k.levels[depth][1] + 1].tolist()
-    return 1 + sum(_tables(k, pte_pfn(k, e), depth + 1) for e in entries if e)
+    below = (
+        1 if pmd_trans_huge(k, e) else _tables(k, pte_pfn(k, e), depth + 1) for e in entries if e
+    )
+    return 1 + sum(below)
+
+
+def _deposited(k: Arena, mm: int) -> int:
+    """Return how many page tables an mm has in reserve."""
+    table, count = k.mm[mm * _M + MM_HUGE_PTE], 0
+    while table:
+        count += 1
+        table = k.page[table * _P + PAGE_NEXT]
+    return count
 
 
 def live_mms(k: Arena) -> list[int]:
@@ -106,10 +103,11 @@ def live_mms(k: Arena) -> list[int]:
 def validate(k: Arena) -> None:
     """Check everything; raises VmBug at the first thing that is wrong."""
     mapped: Counter[int] = Counter()
+    entire: Counter[int] = Counter()
     tables = 0
     for mm in live_mms(k):
         validate_vmas(k, mm)
-        mapped.update(validate_mm(k, mm))
+        mapped.update(validate_mm(k, mm, entire))
         count = _tables(k, k.mm[mm * _M + MM_PGD], 0)
         tables += count
         _check(
@@ -118,7 +116,7 @@ def validate(k: Arena) -> None:
         )
     _check(tables == k.vmstat[VM_nr_page_table_pages], f"{tables} page tables in all")
     free = validate_buddy(k)
-    validate_pages(k, mapped, free)
+    validate_pages(k, mapped, entire, free)
     validate_split_queue(k)
 
 
@@ -140,16 +138,35 @@ def validate_vmas(k: Arena, mm: int) -> None:
         end = k.vma[base + VMA_END]
 
 
-def validate_mm(k: Arena, mm: int) -> Counter[int]:
-    """Every entry lies in a VMA and the RSS counters equal the walk; return how often each pfn is mapped."""
+def validate_mm(k: Arena, mm: int, entire: Counter[int]) -> Counter[int]:
+    """
+    Every entry lies in a VMA and the RSS counters equal the walk; return how often each pfn is
+    mapped.
+
+    Args:
+        entire: folio -> huge entries that map it; added to.
+    """
     mapped: Counter[int] = Counter()
-    anon = file = 0
-    for address, entry in walk_page_table(k, mm):
-        _check(vma_lookup(k, mm, address) != 0, f"mm {mm}: {address:#x} is mapped outside any VMA")
+    anon = file = huge_entries = 0
+    for address, entry, huge in walk_page_table(k, mm):
+        vma = vma_lookup(k, mm, address)
+        _check(vma != 0, f"mm {mm}: {address:#x} is mapped outside any VMA")
         _check(pte_present(k, entry), f"mm {mm}: {address:#x} holds {entry:#x}, not present")
         pfn = pte_pfn(k, entry)
+        huge_entries += huge
+        if huge:
+            end = k.vma[vma * _V + VMA_END]
+            _check(
+                address + k.pmd_size <= end,
+                f"mm {mm}: the huge entry at {address:#x} leaves its VMA",
+            )
         if pte_special(k, entry):
-            _check(pfn == k.zero_pfn, f"mm {mm}: {address:#x} is special but not the zero page")
+            zero = k.zone[ZONE_HUGE_ZERO] if huge else k.zero_pfn
+            _check(pfn == zero, f"mm {mm}: {address:#x} is special but not the zero page")
+            continue
+        if huge:
+            entire[pfn] += 1
+            anon += 1 << k.pmd_order
             continue
         mapped[pfn] += 1
         if k.page[k.page[pfn * _P + PAGE_HEAD] * _P + PAGE_FLAGS] & PG_anon:
@@ -159,6 +176,11 @@ def validate_mm(k: Arena, mm: int) -> Counter[int]:
     for name, counter, value in (("anon", MM_ANONPAGES, anon), ("file", MM_FILEPAGES, file)):
         count = k.mm[mm * _M + counter]
         _check(count == value, f"mm {mm}: {value} {name} pages mapped, counted {count}")
+    reserve = _deposited(k, mm)
+    _check(
+        reserve == huge_entries,
+        f"mm {mm}: {huge_entries} huge entries, {reserve} tables in reserve",
+    )
     return mapped
 
 
@@ -189,7 +211,7 @@ def validate_buddy(k: Arena) -> set[int]:
     return free
 
 
-def validate_pages(k: Arena, mapped: Counter[int], free: set[int]) -> None:
+def validate_pages(k: Arena, mapped: Counter[int], entire: Counter[int], free: set[int]) -> None:
     """Each page below the frontier is free or used by exactly one thing, with true counts."""
     held = Counter[int]()
     anon_mapped = file_mapped = 0
@@ -209,7 +231,7 @@ def validate_pages(k: Arena, mapped: Counter[int], free: set[int]) -> None:
             )
             _check(user != 0, f"page {pfn:#x}: flags {flags:#x} name no single user")
             held[user] += nr
-            pages = validate_folio(k, pfn, mapped)
+            pages = validate_folio(k, pfn, mapped, entire[pfn])
             anon_mapped += pages if user == ZONE_ANON else 0
             file_mapped += pages if user == ZONE_CACHE else 0
         pfn += nr
@@ -221,12 +243,18 @@ def validate_pages(k: Arena, mapped: Counter[int], free: set[int]) -> None:
     _check(file_mapped == k.vmstat[VM_nr_mapped], f"{file_mapped} file pages mapped")
 
 
-def validate_folio(k: Arena, folio: int, mapped: Counter[int]) -> int:
-    """One folio's mapcounts, references and marks are true; return how many of its pages are mapped."""
+def validate_folio(k: Arena, folio: int, mapped: Counter[int], entire: int) -> int:
+    """
+    One folio's mapcounts, references and marks are true; return how many of its pages are mapped.
+
+    Args:
+        entire: huge entries that map it.
+    """
     base = folio * _P
     flags, order = k.page[base + PAGE_FLAGS], k.page[base + PAGE_ORDER]
+    nr = 1 << order
     pages = total = 0
-    for page in range(folio, folio + (1 << order)):
+    for page in range(folio, folio + nr):
         count = k.page[page * _P + PAGE_MAPCOUNT]
         _check(
             k.page[page * _P + PAGE_HEAD] == folio,
@@ -236,20 +264,34 @@ def validate_folio(k: Arena, folio: int, mapped: Counter[int]) -> int:
             count == mapped[page], f"page {page:#x}: mapped {mapped[page]} times, counted {count}"
         )
         exclusive = k.page[page * _P + PAGE_FLAGS] & PG_exclusive
-        _check(not exclusive or count <= 1, f"page {page:#x} is exclusive and mapped {count} times")
+        many = count + entire > 1
+        _check(
+            not exclusive or not many,
+            f"page {page:#x} is exclusive and mapped {count + entire} times",
+        )
         pages += count > 0
         total += count
     if flags & PG_table:
         return 0
     extra = 1 if flags & PG_file else 0
     refs = k.page[base + PAGE_REFCOUNT]
-    _check(refs == total + extra, f"folio {folio:#x}: {refs} references, {total} mappings")
+    _check(
+        refs == total + entire + extra,
+        f"folio {folio:#x}: {refs} references, {total + entire} mappings",
+    )
     if order:
+        for what, field, value in (
+            ("pages mapped", FOLIO_NR_PAGES_MAPPED, pages),
+            ("mappings", FOLIO_LARGE_MAPCOUNT, total + entire),
+            ("huge entries", FOLIO_ENTIRE_MAPCOUNT, entire),
+        ):
+            _check(value == k.page[base + field], f"folio {folio:#x}: {value} {what}")
+        partial = flags & PG_partially_mapped
         _check(
-            pages == k.page[base + FOLIO_NR_PAGES_MAPPED], f"folio {folio:#x}: {pages} pages mapped"
+            not partial or bool(flags & PG_deferred),
+            f"folio {folio:#x} partly mapped but not queued",
         )
-        _check(total == k.page[base + FOLIO_LARGE_MAPCOUNT], f"folio {folio:#x}: {total} mappings")
-    return pages
+    return nr if entire else pages
 
 
 def validate_split_queue(k: Arena) -> None:

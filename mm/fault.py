@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-The processor's side of a fault: what an access does, and what arch code checks before handle_mm_fault().
+The processor's side of a fault: what an access does, and what arch code checks before
+handle_mm_fault().
 
 Mirrors: arch/*/mm/fault.c and the VMA checks of mm/gup.c.
 """
@@ -13,7 +14,7 @@ from .arena import VMA_RECORD as _V
 from .layout import VMA_END, VMA_FLAGS, VMA_START
 from .memory import handle_mm_fault
 from .mmap import expand_stack
-from .pgtable import pte_accessible, pte_dirty, pte_mkdirty, pte_mkyoung, pte_offset_map
+from .pgtable import leaf_offset, pte_accessible, pte_dirty, pte_mkdirty, pte_mkyoung
 from .vm_flags import (
     EFAULT,
     EINVAL,
@@ -38,17 +39,26 @@ def access(k: Arena, mm: int, address: int, write: bool) -> int:
     """
     if address >= k.task_size:
         return VM_FAULT_SIGSEGV
-    pte = pte_offset_map(k, mm, address)
     while True:
+        pte = leaf_offset(k, mm, address)
         entry = k.phys[pte] if pte else 0
         if entry and pte_accessible(k, entry, write):
             if write and not pte_dirty(k, entry):
-                k.phys[pte] = pte_mkdirty(k, pte_mkyoung(k, entry))
+                touch_entry(k, pte, entry)
             return 0
         error = do_user_addr_fault(k, mm, address, write)
         if error:
             return error
-        pte = pte or pte_offset_map(k, mm, address)  # a fault makes missing tables, it moves none
+
+
+def touch_entry(k: Arena, pte: int, entry: int) -> None:
+    """Mark an entry young and dirty, as the hardware does; a contiguous block has one mark for all."""
+    if not entry & k.cont_bit:
+        k.phys[pte] = pte_mkdirty(k, pte_mkyoung(k, entry))
+        return
+    young, dirty = k.arch.pte.young, k.arch.pte.dirty
+    first = pte & -k.cont_nr
+    k.ops.modify_ptes(first, young.mask | dirty.mask, young.on | dirty.on, k.cont_nr)
 
 
 def do_user_addr_fault(k: Arena, mm: int, address: int, write: bool) -> int:
@@ -64,7 +74,8 @@ def do_user_addr_fault(k: Arena, mm: int, address: int, write: bool) -> int:
 
 def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
     """
-    Populate [start, end), page by page, as MAP_POPULATE and MADV_POPULATE_* do; 0 or a negative errno.
+    Populate [start, end), page by page, as MAP_POPULATE and MADV_POPULATE_* do; 0 or a negative
+    errno.
 
     A VMA that does not allow the access is -EINVAL, a page behind the end of a file -EFAULT.
     """

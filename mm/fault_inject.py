@@ -2,7 +2,8 @@
 """
 Failures on demand, CONFIG_FAULT_INJECTION: what a sequential model never meets by itself.
 
-Each kind counts its occasions from 1; the n-th occasion fails iff n is named, so a run repeats exactly.
+Each kind counts its occasions from 1; the n-th occasion fails iff n is named, so a run repeats
+exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from .arena import Arena
-    from .memory import VmFault
+    from .folio import VmFault
 
 
 @dataclass
@@ -32,8 +33,10 @@ class FaultInjection:
     Attributes:
         alloc: order -> which of its folio allocations fail (a range or a set of occasions).
         charge: which memory-cgroup charges fail.
-        populate: occasion -> page of the chosen block, relative to its start, that another thread maps
-            between the estimate of the order and the lock. An occasion is one write fault's attempt.
+        populate: occasion -> page of the chosen block, relative to its start, that another thread
+        maps
+            between the estimate of the order and the lock. An occasion is one write fault's
+            attempt.
     """
 
     alloc: dict[int, Container[int]] = field(default_factory=dict)

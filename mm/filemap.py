@@ -101,7 +101,8 @@ def filemap_get_folio(k: Arena, file: int, index: int) -> int:
 
 def filemap_fault(k: Arena, file: int, index: int) -> int:
     """
-    Return the page of a file, read in (or zeroed, for shared anonymous memory) if it was not cached.
+    Return the page of a file, read in (or zeroed, for shared anonymous memory) if it was not
+    cached.
 
     Returns: its pfn; 0 when memory is short. The file must have the page.
     """

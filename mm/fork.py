@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import memory
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
+from .contpte import set_pte, set_ptes, wrprotect_ptes
+from .folio import add_mm_counter
+from .huge_memory import copy_huge_pmd
 from .layout import (
     MM_ANONPAGES,
     MM_BRK,
@@ -33,22 +35,22 @@ from .layout import (
     EV_fork_vma,
     EV_fork_vma_anon,
     PG_anon,
-    VM_nr_anon_pages,
 )
 from .mmap import unmap_region
 from .pgtable import (
-    next_table,
+    next_pmd,
     pgd_alloc,
     pgd_free,
     pmd_addr_end,
+    pmd_trans_huge,
     pte_alloc_map,
+    pte_in_table,
     pte_mkold,
-    pte_offset_map,
     pte_pfn,
     pte_special,
     pte_wrprotect,
 )
-from .rmap import anon_vma_fork, folio_add_file_rmap
+from .rmap import anon_vma_fork, folio_add_file_rmap, folio_dup_anon_rmap_ptes
 from .slab import slab_alloc, slab_free
 from .vm_flags import VM_DONTCOPY, VM_LOCKED, VM_WIPEONFORK
 from .vma import slots, vm_area_alloc, vma_link
@@ -88,9 +90,11 @@ def exit_mmap(k: Arena, mm: int) -> None:
 
 def dup_mm(k: Arena, old: int) -> int:
     """
-    Return a copy of an address space that shares its anonymous pages, as fork does; 0 without memory.
+    Return a copy of an address space that shares its anonymous pages, as fork does; 0 without
+    memory.
 
-    Mirrors: kernel/fork.c dup_mmap(): MADV_DONTFORK VMAs are left out, MADV_WIPEONFORK ones come empty.
+    Mirrors: kernel/fork.c dup_mmap(): MADV_DONTFORK VMAs are left out, MADV_WIPEONFORK ones come
+    empty.
     """
     mm = mm_alloc(k)
     if not mm:
@@ -127,18 +131,25 @@ def copy_page_range(k: Arena, new: int, vma: int) -> bool:
     """Map in a child's VMA what its parent's maps; False when memory for page tables is short."""
     mm, parent = k.vma[new * _V + VMA_MM], k.vma[vma * _V + VMA_MM]
     end = k.vma[vma * _V + VMA_END]
-    address = next_table(k, parent, k.vma[vma * _V + VMA_START], end)
-    while address < end:
+    address, place = next_pmd(k, parent, k.vma[vma * _V + VMA_START], end)
+    while place:
         stop = pmd_addr_end(k, address, end)
-        source = pte_offset_map(k, parent, address)
-        nr = stop - address >> k.page_shift
-        skip = k.ops.check_ptes_none(source, nr)
-        if skip < nr:
-            to = pte_alloc_map(k, mm, address)
-            if not to:
+        pmd = k.phys[place]
+        if pmd_trans_huge(k, pmd):
+            if not copy_huge_pmd(k, mm, place, address):
                 return False
-            copy_pte_range(k, mm, source + skip, to + skip, nr - skip)
-        address = next_table(k, parent, stop, end)
+            if not pmd_trans_huge(k, k.phys[place]):
+                continue
+        else:
+            source = pte_in_table(k, pmd, address)
+            nr = stop - address >> k.page_shift
+            skip = k.ops.check_ptes_none(source, nr)
+            if skip < nr:
+                to = pte_alloc_map(k, mm, address)
+                if not to:
+                    return False
+                copy_pte_range(k, mm, source + skip, to + skip, nr - skip)
+        address, place = next_pmd(k, parent, stop, end)
     return True
 
 
@@ -151,7 +162,7 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
     """
     page = k.page
     write, young = k.arch.pte.write, k.arch.pte.young
-    ignore = write.mask | young.mask
+    ignore = write.mask | young.mask | k.cont_bit
     end = source + nr
     while True:
         skip = k.ops.check_ptes_none(source, end - source)
@@ -159,27 +170,24 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
         if source >= end:
             return
         entry = k.phys[source]
-        if pte_special(k, entry):
-            k.phys[to] = pte_mkold(k, entry)
-            source, to = source + 1, to + 1
-            continue
         first = pte_pfn(k, entry)
         folio = page[first * _P + PAGE_HEAD]
         base = folio * _P
-        if not page[base + PAGE_FLAGS] & PG_anon:
-            page[base + PAGE_REFCOUNT] += 1
-            folio_add_file_rmap(k, first)
-            memory.add_mm_counter(k, mm, MM_FILEPAGES, 1)
-            k.phys[to] = pte_mkold(k, entry)
+        if pte_special(k, entry) or not page[base + PAGE_FLAGS] & PG_anon:
+            if not pte_special(k, entry):
+                page[base + PAGE_REFCOUNT] += 1
+                folio_add_file_rmap(k, first)
+                add_mm_counter(k, mm, MM_FILEPAGES, 1)
+            set_pte(k, to, pte_mkold(k, entry))
             source, to = source + 1, to + 1
             continue
         order = page[base + PAGE_ORDER]
         most = min(folio + (1 << order) - first, end - source)
         batch = k.ops.folio_pte_batch(source, ignore, most) if most > 1 else 1
         page[base + PAGE_REFCOUNT] += batch
-        k.vmstat[VM_nr_anon_pages] += k.ops.folio_dup_anon_rmap_ptes(folio, first, batch)
-        memory.add_mm_counter(k, mm, MM_ANONPAGES, batch)
-        k.ops.modify_ptes(source, write.mask, write.off, batch)
-        k.ops.set_ptes(to, pte_mkold(k, pte_wrprotect(k, entry)), batch)
+        folio_dup_anon_rmap_ptes(k, folio, first, batch, mm)
+        add_mm_counter(k, mm, MM_ANONPAGES, batch)
+        wrprotect_ptes(k, source, batch)
+        set_ptes(k, to, pte_mkold(k, pte_wrprotect(k, entry)), batch)
         k.event[EV_fork_anon * NR_ORDERS + order] += batch
         source, to = source + batch, to + batch

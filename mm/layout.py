@@ -2,8 +2,9 @@
 """
 The arena's layout for Python: csrc/arena.def, parsed once.
 
-Every FIELD and CONST of that file is a module attribute (``from .layout import PAGE_FLAGS``); events
-and counters are numbered as C numbers them: ``EV_fork``, ``VM_pgfault``, ``MTHP_split_deferred``.
+Every FIELD and CONST of that file is a module attribute (``from .layout import PAGE_FLAGS``);
+events and counters are numbered as C numbers them: ``EV_fork``, ``VM_pgfault``,
+``MTHP_split_deferred``.
 """
 
 from __future__ import annotations

@@ -2,32 +2,62 @@
 """
 madvise: memory dropped, and hints kept in VM_* flags.
 
-SIMPLIFIED: MADV_FREE keeps the memory, as a machine with enough of it does, and does not split the
-folios it covers partly; MADV_COLD, _PAGEOUT, _WILLNEED, _COLLAPSE and the rest change nothing.
+SIMPLIFIED: MADV_FREE keeps the memory, as a machine with enough of it does; MADV_PAGEOUT is
+MADV_COLD, there is no swap; MADV_WILLNEED and the rest change nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import memory
+from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
 from .fault import fault_in
-from .layout import VMA_END, VMA_FILE, VMA_FLAGS, VMA_START
+from .khugepaged import madvise_collapse
+from .layout import (
+    FOLIO_LARGE_MAPCOUNT,
+    PAGE_FLAGS,
+    PAGE_HEAD,
+    PAGE_MAPCOUNT,
+    PAGE_ORDER,
+    VMA_END,
+    VMA_FILE,
+    VMA_FLAGS,
+    VMA_MM,
+    VMA_START,
+    PG_anon,
+    PG_lazyfree,
+)
 from .mprotect import vma_set_flags
+from .pgtable import (
+    next_pmd,
+    pmd_addr_end,
+    pmd_trans_huge,
+    pte_in_table,
+    pte_mkclean,
+    pte_mkold,
+    pte_pfn,
+    pte_special,
+)
+from .rmap import folio_maybe_mapped_shared
+from .split import split_folio
 from .vm_flags import (
     EINVAL,
     ENOMEM,
+    MADV_COLD,
+    MADV_COLLAPSE,
     MADV_DODUMP,
     MADV_DOFORK,
     MADV_DONTDUMP,
     MADV_DONTFORK,
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
+    MADV_FREE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
+    MADV_PAGEOUT,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
@@ -44,6 +74,7 @@ from .vm_flags import (
     VM_WIPEONFORK,
 )
 from .vma import vmas_in
+from .zap import zap_page_range
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -74,6 +105,8 @@ def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
         return madvise_vma_flags(k, mm, start, end, advice)
     if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         return fault_in(k, mm, start, end, advice == MADV_POPULATE_WRITE)
+    if advice == MADV_COLLAPSE:
+        return madvise_collapse(k, mm, start, end)
     at, error = start, 0
     for vma in vmas_in(k, mm, start, end):
         base = vma * _V
@@ -81,11 +114,81 @@ def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
         if low > at:
             error = -ENOMEM
         at = high
+        locked = k.vma[base + VMA_FLAGS] & VM_LOCKED
+        if locked and advice in (MADV_DONTNEED, MADV_COLD, MADV_PAGEOUT):
+            return -EINVAL
+        if advice == MADV_FREE and k.vma[base + VMA_FILE]:
+            return -EINVAL
         if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
-            if k.vma[base + VMA_FLAGS] & VM_LOCKED and advice == MADV_DONTNEED:
-                return -EINVAL
-            memory.zap_page_range(k, vma, low, high)
+            zap_page_range(k, vma, low, high)
+        elif advice in (MADV_FREE, MADV_COLD, MADV_PAGEOUT):
+            madvise_folio_range(k, vma, low, high, free=advice == MADV_FREE)
     return error if at >= end else -ENOMEM
+
+
+def madvise_folio_range(k: Arena, vma: int, start: int, end: int, *, free: bool) -> None:
+    """
+    Deactivate what a VMA maps in [start, end), or with ``free`` let it be dropped.
+
+    Mirrors: madvise_free_pte_range() and madvise_cold_or_pageout_pte_range(), v6.12 (spec 5.11): a
+    large folio that lies in the range with a part only is split at once, unless others may map it.
+    """
+    mm = k.vma[vma * _V + VMA_MM]
+    address, place = next_pmd(k, mm, start, end)
+    while place:
+        stop = pmd_addr_end(k, address, end)
+        pmd = k.phys[place]
+        if pmd_trans_huge(k, pmd):
+            folio = pte_pfn(k, pmd)
+            if not pte_special(k, pmd) and not folio_maybe_mapped_shared(k, folio):
+                if stop - address == k.pmd_size:
+                    age_entry(k, place, free)
+                elif split_folio(k, folio):
+                    continue
+        else:
+            madvise_pte_range(
+                k, pte_in_table(k, pmd, address), stop - address >> k.page_shift, free
+            )
+        address, place = next_pmd(k, mm, stop, end)
+
+
+def madvise_pte_range(k: Arena, pte: int, nr: int, free: bool) -> None:
+    """Do it for nr entries of one table."""
+    young, dirty, write = (a.mask for a in (k.arch.pte.young, k.arch.pte.dirty, k.arch.pte.write))
+    end = pte + nr
+    while True:
+        pte += k.ops.check_ptes_none(pte, end - pte)
+        if pte >= end:
+            return
+        entry = k.phys[pte]
+        batch = 1
+        page = pte_pfn(k, entry)
+        folio = k.page[page * _P + PAGE_HEAD]
+        if pte_special(k, entry) or not k.page[folio * _P + PAGE_FLAGS] & PG_anon:
+            pte += 1
+            continue
+        order = k.page[folio * _P + PAGE_ORDER]
+        total = k.page[folio * _P + PAGE_MAPCOUNT]
+        if order:
+            total = k.page[folio * _P + FOLIO_LARGE_MAPCOUNT]
+            most = min(folio + (1 << order) - page, end - pte)
+            batch = k.ops.folio_pte_batch(pte, young | dirty | write | k.cont_bit, most)
+            if batch < 1 << order:
+                if folio_maybe_mapped_shared(k, folio) or not split_folio(k, folio):
+                    pte += batch
+                continue
+        if total == 1 << order:
+            for at in range(pte, pte + batch):
+                age_entry(k, at, free)
+            if free:
+                k.page[folio * _P + PAGE_FLAGS] |= PG_lazyfree
+        pte += batch
+
+
+def age_entry(k: Arena, place: int, free: bool) -> None:
+    """Make an entry old, and clean if its page may be dropped."""
+    entry = pte_mkold(k, k.phys[place])
+    k.phys[place] = pte_mkclean(k, entry) if free else entry
 
 
 def madvise_vma_flags(k: Arena, mm: int, start: int, end: int, advice: int) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import filemap, memory
+from . import filemap
 from .arena import MM_RECORD as _M
 from .arena import VMA_RECORD as _V
+from .folio import update_hiwater_rss
 from .layout import MM_BRK, MM_MAP_COUNT, MM_START_BRK, VMA_END, VMA_FLAGS, VMA_PGOFF, VMA_START
 from .pgtable import free_pgd_range
 from .vm_flags import (
@@ -18,11 +19,15 @@ from .vm_flags import (
     MAP_FIXED_NOREPLACE,
     MAP_GROWSDOWN,
     MAP_LOCKED,
+    MAP_NORESERVE,
     MAP_SHARED,
     VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_LOCKED,
+    VM_NORESERVE,
     VM_SHARED,
+    VM_WRITE,
 )
 from .vma import (
     SYSCTL_MAX_MAP_COUNT,
@@ -36,6 +41,7 @@ from .vma import (
     vma_unlink,
     vmas_in,
 )
+from .zap import tlb_gather_mmu, unmap_page_range
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -52,6 +58,10 @@ def calc_vm_flags(prot: int, flags: int) -> int:
         vm_flags |= VM_GROWSDOWN
     if flags & MAP_LOCKED:
         vm_flags |= VM_LOCKED
+    if flags & MAP_NORESERVE:
+        vm_flags |= VM_NORESERVE
+    elif vm_flags & VM_WRITE and not vm_flags & VM_SHARED:
+        vm_flags |= VM_ACCOUNT
     return vm_flags
 
 
@@ -123,15 +133,15 @@ def do_munmap(k: Arena, mm: int, start: int, length: int) -> int:
 
 def unmap_region(k: Arena, mm: int, found: list[int]) -> None:
     """Zap the pages of neighbouring VMAs, free their page tables and the VMAs."""
-    memory.update_hiwater_rss(k, mm)
+    update_hiwater_rss(k, mm)
     slot = find_slot(k, mm, k.vma[found[0] * _V + VMA_START])
     first, last = slots(k, mm)
     floor = k.vma[k.vma_index[slot - 1] * _V + VMA_END] if slot > first else 0
     ceiling = k.vma_start[slot + len(found)] if slot + len(found) < last else 0
-    memory.tlb_gather_mmu(k)
+    tlb_gather_mmu(k)
     for vma in found:
         base = vma * _V
-        memory.unmap_page_range(k, vma, k.vma[base + VMA_START], k.vma[base + VMA_END])
+        unmap_page_range(k, vma, k.vma[base + VMA_START], k.vma[base + VMA_END])
     start, end = k.vma[found[0] * _V + VMA_START], k.vma[found[-1] * _V + VMA_END]
     free_pgd_range(k, mm, start, end, floor, ceiling)
     for vma in reversed(found):
@@ -142,8 +152,8 @@ def do_brk(k: Arena, mm: int, start: int, end: int, prot: int) -> int:
     """
     Make [start, end) the heap and return 0, or a negative errno; end need not be page aligned.
 
-    Mirrors: mm/mmap.c brk(): growth is a private anonymous mapping that merges with the heap, shrinking
-    is a munmap.
+    Mirrors: mm/mmap.c brk(): growth is a private anonymous mapping that merges with the heap,
+    shrinking is a munmap.
     """
     base = mm * _M
     if end < start:
@@ -165,7 +175,8 @@ def do_brk(k: Arena, mm: int, start: int, end: int, prot: int) -> int:
 
 def expand_stack(k: Arena, mm: int, address: int) -> int:
     """
-    Grow the stack VMA above address down to its page and return the VMA; 0 = no stack there, SIGSEGV.
+    Grow the stack VMA above address down to its page and return the VMA; 0 = no stack there,
+    SIGSEGV.
 
     SIMPLIFIED: no limit on the stack's size (RLIMIT_STACK); a recorded program kept to its own.
     """

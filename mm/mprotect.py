@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
+from .contpte import set_pte
+from .huge_memory import change_huge_pmd
 from .layout import (
     NR_ORDERS,
     PAGE_FLAGS,
@@ -22,16 +24,17 @@ from .layout import (
     PG_exclusive,
 )
 from .pgtable import (
-    next_table,
+    next_pmd,
     pmd_addr_end,
+    pmd_trans_huge,
+    pte_in_table,
     pte_mkwrite,
     pte_modify,
-    pte_offset_map,
     pte_pfn,
     pte_special,
     vm_get_page_prot,
 )
-from .vm_flags import EINVAL, ENOMEM, VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE
+from .vm_flags import EINVAL, ENOMEM, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_NORESERVE, VM_SHARED, VM_WRITE
 from .vma import split_vma, vma_lookup, vma_merge
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
         base = vma * _V
         stop = min(end, k.vma[base + VMA_END])
         flags = k.vma[base + VMA_FLAGS] & ~VM_ACCESS_FLAGS | prot & VM_ACCESS_FLAGS
+        if prot & VM_WRITE and not flags & (VM_SHARED | VM_NORESERVE):
+            flags |= VM_ACCOUNT  # it stays when the right to write goes
         if not vma_set_flags(k, vma, at, stop, flags):
             return -ENOMEM
         at = stop
@@ -63,10 +68,11 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
 
 def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
     """
-    Give [start, end) of a VMA that holds it other VM_* flags; False when there is no memory for a VMA.
+    Give [start, end) of a VMA that holds it other VM_* flags; False when there is no memory for a
+    VMA.
 
-    The VMA is split at the edges and merged with its neighbours again, so it may be gone afterwards;
-    pages follow when the access rights changed.
+    The VMA is split at the edges and merged with its neighbours again, so it may be gone
+    afterwards; pages follow when the access rights changed.
     """
     base = vma * _V
     old = k.vma[base + VMA_FLAGS]
@@ -91,20 +97,25 @@ def change_protection(k: Arena, vma: int) -> None:
     """Give every entry of a VMA the protection that the VMA has now."""
     base = vma * _V
     mm, end = k.vma[base + VMA_MM], k.vma[base + VMA_END]
-    address = next_table(k, mm, k.vma[base + VMA_START], end)
-    while address < end:
+    address, place = next_pmd(k, mm, k.vma[base + VMA_START], end)
+    while place:
         stop = pmd_addr_end(k, address, end)
-        pte = pte_offset_map(k, mm, address)
-        change_pte_range(k, vma, pte, stop - address >> k.page_shift)
-        address = next_table(k, mm, stop, end)
+        if pmd_trans_huge(k, k.phys[place]):
+            change_huge_pmd(
+                k, vma, place
+            )  # it lies in the VMA as a whole: VMAs do not end inside one
+        else:
+            pte = pte_in_table(k, k.phys[place], address)
+            change_pte_range(k, vma, pte, stop - address >> k.page_shift)
+        address, place = next_pmd(k, mm, stop, end)
 
 
 def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
     """
     Change nr entries of one table.
 
-    Write permission comes back at once only for exclusive pages of a private mapping; any other page
-    asks by a fault (spec 5.10).
+    Write permission comes back at once only for exclusive pages of a private mapping; any other
+    page asks by a fault (spec 5.10).
     """
     base = vma * _V
     prot = k.vma[base + VMA_PAGE_PROT]
@@ -115,7 +126,7 @@ def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
         pte += k.ops.check_ptes_none(pte, end - pte)
         if pte >= end:
             return
-        entry = k.phys[pte]
+        entry = k.phys[pte] & ~k.cont_bit
         new = pte_modify(k, entry, prot)
         if not pte_special(k, entry):
             page = pte_pfn(k, entry)
@@ -125,5 +136,5 @@ def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
                 k.event[EV_mprotect_anon * NR_ORDERS + order] += 1
                 if may_write and k.page[page * _P + PAGE_FLAGS] & PG_exclusive:
                     new = pte_mkwrite(k, new)
-        k.phys[pte] = new
+        set_pte(k, pte, new)
         pte += 1

@@ -2,8 +2,8 @@
 """
 mremap: a mapping grows, shrinks or moves.
 
-SIMPLIFIED: entries are moved one by one, never a whole page table at once (HAVE_MOVE_PMD): where both
-addresses are PMD-aligned a real kernel allocates and frees fewer page-table pages.
+SIMPLIFIED: entries are moved one by one, never a whole page table at once (HAVE_MOVE_PMD): where
+both addresses are PMD-aligned a real kernel allocates and frees fewer page-table pages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from .arena import MM_RECORD as _M
 from .arena import VMA_RECORD as _V
+from .contpte import set_pte, unfold
+from .huge_memory import __split_huge_pmd, move_huge_pmd
 from .layout import (
     MM_MAP_COUNT,
     NR_ORDERS,
@@ -24,9 +26,9 @@ from .layout import (
     EV_mremap_pages,
 )
 from .mmap import do_munmap
-from .pgtable import next_table, pmd_addr_end, pte_alloc_map, pte_offset_map
+from .pgtable import next_pmd, pmd_addr_end, pmd_trans_huge, pte_alloc_map, pte_in_table
 from .rmap import anon_vma_clone
-from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP, VM_SHARED
+from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP, MREMAP_FIXED, VM_SHARED
 from .vma import (
     SYSCTL_MAX_MAP_COUNT,
     vm_area_alloc,
@@ -46,7 +48,8 @@ def do_mremap(
     """
     Resize [address, address + old_len) to new_len bytes, at ``to``; return 0 or a negative errno.
 
-    The caller has chosen ``to``: address itself when the mapping stays. A mapping that is there is replaced.
+    The caller has chosen ``to``: address itself when the mapping stays. A mapping that is there is
+    replaced.
     """
     old_len = -(-old_len // k.page_size) * k.page_size
     new_len = -(-new_len // k.page_size) * k.page_size
@@ -56,11 +59,19 @@ def do_mremap(
         return -EINVAL
     if to != address and address < to + new_len and to < address + old_len:
         return -EINVAL
-    if new_len < old_len:
+    if to != address and k.config.mremap_multi and new_len == old_len and flags & MREMAP_FIXED:
+        return _move_all(k, mm, address, old_len, to, flags)
+    if not vma_lookup(k, mm, address):
+        return -EFAULT
+    # Up to 6.16 what is at the target goes first, even when the move is then refused.
+    error = 0
+    if to != address and not k.config.mremap_multi:
+        error = do_munmap(k, mm, to, new_len)
+    if new_len < old_len and not error:
         error = do_munmap(k, mm, address + new_len, old_len - new_len)
-        if error:
-            return error
         old_len = new_len
+    if error:
+        return error
     vma = vma_lookup(k, mm, address)
     if not vma or k.vma[vma * _V + VMA_END] < address + old_len:
         return -EFAULT
@@ -70,6 +81,32 @@ def do_mremap(
         return _grow(k, mm, vma, address + old_len, new_len - old_len)
     error = do_munmap(k, mm, to, new_len)
     return error or _move(k, mm, vma_lookup(k, mm, address), address, old_len, to, new_len, flags)
+
+
+def _move_all(k: Arena, mm: int, start: int, length: int, to: int, flags: int) -> int:
+    """
+    Move every VMA of a range, the gaps between them kept; a gap at the start is -EFAULT (6.17).
+
+    Each part replaces what is where it goes; what lies at the gaps' targets stays.
+    """
+    end, at, moved = start + length, start, False
+    while at < end:
+        found = vmas_in(k, mm, at, end)[:1]
+        if not found:
+            break
+        base = found[0] * _V
+        low, high = max(k.vma[base + VMA_START], at), min(k.vma[base + VMA_END], end)
+        if not moved and low > start:
+            return -EFAULT
+        target = to + low - start
+        error = do_munmap(k, mm, target, high - low)
+        error = error or _move(
+            k, mm, vma_lookup(k, mm, low), low, high - low, target, high - low, flags
+        )
+        if error:
+            return error
+        at, moved = high, True
+    return 0 if moved else -EFAULT
 
 
 def _grow(k: Arena, mm: int, vma: int, end: int, more: int) -> int:
@@ -113,28 +150,43 @@ def _move(
 
 
 def move_page_tables(k: Arena, mm: int, start: int, end: int, to: int) -> bool:
-    """Move the entries of [start, end) to where ``to`` begins; False, with nothing moved, without memory."""
-    runs = []
-    address = next_table(k, mm, start, end)
-    while address < end:
+    """
+    Move the entries of [start, end) to where ``to`` begins; False, with some moved, without memory.
+
+    A huge entry moves as one where both addresses are PMD-aligned, else it is split.
+    """
+    address, place = next_pmd(k, mm, start, end)
+    while place:
         target = to + address - start
         stop = min(
             pmd_addr_end(k, address, end),
             address + pmd_addr_end(k, target, target + end - address) - target,
         )
-        place = pte_alloc_map(k, mm, target)
-        if not place:
-            return False
-        runs.append((address, place, stop - address >> k.page_shift))
-        address = next_table(k, mm, stop, end)
-    for address, place, nr in runs:
-        pte, last = pte_offset_map(k, mm, address), 0
-        while True:
-            last += k.ops.check_ptes_none(pte + last, nr - last)
-            if last >= nr:
-                break
-            k.phys[place + last] = k.phys[pte + last]
-            k.phys[pte + last] = 0
-            k.event[EV_mremap_pages * NR_ORDERS] += 1
-            last += 1
+        if pmd_trans_huge(k, k.phys[place]):
+            whole = stop - address == k.pmd_size
+            if not whole or not move_huge_pmd(k, mm, place, target):
+                __split_huge_pmd(k, vma_lookup(k, mm, address), place)
+                continue
+        else:
+            new = pte_alloc_map(k, mm, target)
+            if not new:
+                return False
+            source = pte_in_table(k, k.phys[place], address)
+            move_ptes(k, source, new, stop - address >> k.page_shift)
+        address, place = next_pmd(k, mm, stop, end)
     return True
+
+
+def move_ptes(k: Arena, source: int, to: int, nr: int) -> None:
+    """Move nr entries of one table to another place."""
+    at = 0
+    while True:
+        at += k.ops.check_ptes_none(source + at, nr - at)
+        if at >= nr:
+            return
+        unfold(k, source + at)
+        entry = k.phys[source + at]
+        k.phys[source + at] = 0
+        set_pte(k, to + at, entry)
+        k.event[EV_mremap_pages * NR_ORDERS] += 1
+        at += 1

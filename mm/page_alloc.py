@@ -7,8 +7,9 @@ merged with a free buddy, and everything from ZONE_FRONTIER up, which was never 
 taken one block of the largest order at a time; so a machine boots without touching its memory.
 
 SIMPLIFIED: one zone, one CPU, no per-CPU lists and no migrate types; which pfn a page gets differs
-from a real kernel's, how much is free and at which orders does not depend on it much. Nothing is
-reclaimed: an allocation that finds too little memory fails at once.
+from a real kernel's, how much is free and at which orders does not depend on it much. An
+allocation of one page that finds too little memory runs the shrinkers, a larger one fails at once;
+page cache is not reclaimed and there is no swap.
 """
 
 from __future__ import annotations
@@ -181,6 +182,8 @@ def folio_alloc(k: Arena, order: int, flags: int, user: int) -> int:
     if inject is not None and inject.should_fail_alloc(order):
         return 0
     pfn = alloc_pages(k, order)
+    while not pfn and not order and any(shrink(k) for shrink in k.shrinkers):
+        pfn = alloc_pages(k, 0)
     if not pfn:
         return 0
     if order:

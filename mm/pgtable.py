@@ -2,8 +2,8 @@
 """
 Page tables: real tables of the architecture's levels and entry bits, in pages of physical memory.
 
-A place in a table is an index into ``k.phys`` (8-byte entries). Entries are ints; the predicates and
-changes have the kernel's names and take the architecture's bits from ``k.arch.pte``.
+A place in a table is an index into ``k.phys`` (8-byte entries). Entries are ints; the predicates
+and changes have the kernel's names and take the architecture's bits from ``k.arch.pte``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from .page_alloc import folio_alloc, folio_free
 from .vm_flags import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..arch.params import Attr
     from .arena import Arena
 
@@ -132,7 +134,8 @@ def vm_get_page_prot(k: Arena, flags: int) -> int:
     """
     Return the entry bits of a page in a VMA with these VM_* flags, old, clean and without pfn.
 
-    A private writable mapping gets read-only entries; the fault decides who may write (copy on write).
+    A private writable mapping gets read-only entries; the fault decides who may write (copy on
+    write).
     """
     bits = k.arch.pte
     prot = bits.user
@@ -152,7 +155,7 @@ def vma_page_prot(k: Arena, vma: int) -> int:
     return k.vma[vma * VMA_RECORD + VMA_PAGE_PROT]
 
 
-def _pt_alloc(k: Arena, mm: int) -> int:
+def pte_alloc_one(k: Arena, mm: int) -> int:
     """Return a zeroed page-table page accounted to mm; 0 when memory is short."""
     pfn = folio_alloc(k, 0, PG_table, ZONE_TABLE)
     if not pfn:
@@ -165,7 +168,8 @@ def _pt_alloc(k: Arena, mm: int) -> int:
     return pfn
 
 
-def _pt_free(k: Arena, mm: int, pfn: int) -> None:
+def pte_free(k: Arena, mm: int, pfn: int) -> None:
+    """Free a page-table page of mm; its entries must all be none."""
     k.mm[mm * MM_RECORD + MM_PGTABLES] -= 1
     k.vmstat[VM_nr_page_table_pages] -= 1
     k.event[EV_pt_page_free * NR_ORDERS] += 1
@@ -175,63 +179,130 @@ def _pt_free(k: Arena, mm: int, pfn: int) -> None:
 
 def pgd_alloc(k: Arena, mm: int) -> bool:
     """Give mm a root table; False when memory is short."""
-    pfn = _pt_alloc(k, mm)
+    pfn = pte_alloc_one(k, mm)
     k.mm[mm * MM_RECORD + MM_PGD] = pfn
     return pfn != 0
 
 
 def pgd_free(k: Arena, mm: int) -> None:
     """Free mm's root table; everything below it must be gone."""
-    _pt_free(k, mm, k.mm[mm * MM_RECORD + MM_PGD])
+    pte_free(k, mm, k.mm[mm * MM_RECORD + MM_PGD])
     k.mm[mm * MM_RECORD + MM_PGD] = 0
 
 
-def pte_offset_map(k: Arena, mm: int, address: int) -> int:
-    """Return the place of the last-level entry of address; 0 when a table is missing."""
-    phys, table_shift, pfn_mask, pfn_shift = k.phys, k.table_shift, k.pfn_mask, k.pfn_shift
+def pmd_offset(k: Arena, mm: int, address: int) -> int:
+    """Return the place of address's PMD entry; 0 when the table it would be in is missing."""
+    phys, table_shift = k.phys, k.table_shift
     table = k.mm[mm * MM_RECORD + MM_PGD]
-    for shift, mask in k.levels:
+    for shift, mask in k.upper_levels:
         entry = phys[(table << table_shift) + (address >> shift & mask)]
         if not entry:
             return 0
-        table = (entry & pfn_mask) >> pfn_shift
-    return (table << table_shift) + (address >> k.page_shift & k.pte_mask)
+        table = (entry & k.pfn_mask) >> k.pfn_shift
+    return (table << table_shift) + (address >> k.pmd_shift & k.pmd_mask)
 
 
-def pte_alloc_map(k: Arena, mm: int, address: int) -> int:
-    """As pte_offset_map(), making missing tables; 0 when memory is short (tables made stay)."""
+def pmd_alloc(k: Arena, mm: int, address: int) -> int:
+    """As pmd_offset(), making missing tables; 0 when memory is short (tables made stay)."""
     phys, table_shift = k.phys, k.table_shift
     table = k.mm[mm * MM_RECORD + MM_PGD]
-    for shift, mask in k.levels:
+    for shift, mask in k.upper_levels:
         place = (table << table_shift) + (address >> shift & mask)
         entry = phys[place]
         if not entry:
-            pfn = _pt_alloc(k, mm)
+            pfn = pte_alloc_one(k, mm)
             if not pfn:
                 return 0
             entry = pfn << k.pfn_shift | k.arch.pte.table
             phys[place] = entry
         table = (entry & k.pfn_mask) >> k.pfn_shift
-    return (table << table_shift) + (address >> k.page_shift & k.pte_mask)
+    return (table << table_shift) + (address >> k.pmd_shift & k.pmd_mask)
 
 
-def next_table(k: Arena, mm: int, address: int, end: int) -> int:
+def pmd_trans_huge(k: Arena, pmd: int) -> bool:
+    """Return whether an entry above the last level maps memory itself."""
+    return pmd != 0 and _is(pmd, k.arch.pte.leaf)
+
+
+def pmd_mkhuge(k: Arena, pte: int) -> int:
+    """Return a last-level entry as one that maps a whole PMD's memory."""
+    return _set(pte, k.arch.pte.leaf)
+
+
+def pmd_to_pte(k: Arena, pmd: int) -> int:
+    """Return the entry of the first page of what a huge entry maps."""
+    leaf = k.arch.pte.leaf
+    return pmd if _is(k.arch.pte.user, leaf) else _clear(pmd, leaf)
+
+
+def pte_in_table(k: Arena, pmd: int, address: int) -> int:
+    """Return the place of address's entry in the table that ``pmd`` points to."""
+    table = (pmd & k.pfn_mask) >> k.pfn_shift
+    return (table << k.table_shift) + (address >> k.page_shift & k.pte_mask)
+
+
+def pte_offset_map(k: Arena, mm: int, address: int) -> int:
+    """Return the place of the last-level entry of address; 0 without a table (missing, or a huge entry)."""
+    place = pmd_offset(k, mm, address)
+    pmd = k.phys[place] if place else 0
+    leaf = k.arch.pte.leaf
+    if not pmd or pmd & leaf.mask == leaf.on:
+        return 0
+    table = (pmd & k.pfn_mask) >> k.pfn_shift
+    return (table << k.table_shift) + (address >> k.page_shift & k.pte_mask)
+
+
+def pte_alloc_map(k: Arena, mm: int, address: int) -> int:
+    """As pte_offset_map(), making missing tables; 0 when memory is short, or for a huge entry."""
+    place = pmd_alloc(k, mm, address)
+    if not place:
+        return 0
+    pmd = k.phys[place]
+    if not pmd:
+        pfn = pte_alloc_one(k, mm)
+        if not pfn:
+            return 0
+        pmd = pfn << k.pfn_shift | k.arch.pte.table
+        k.phys[place] = pmd
+    elif pmd_trans_huge(k, pmd):
+        return 0
+    return pte_in_table(k, pmd, address)
+
+
+def leaf_offset(k: Arena, mm: int, address: int) -> int:
+    """Return the place of the entry, huge or last-level, that the hardware finds for address; 0 = none."""
+    place = pmd_offset(k, mm, address)
+    pmd = k.phys[place] if place else 0
+    if not pmd:
+        return 0
+    leaf = k.arch.pte.leaf
+    if pmd & leaf.mask == leaf.on:
+        return place
+    table = (pmd & k.pfn_mask) >> k.pfn_shift
+    return (table << k.table_shift) + (address >> k.page_shift & k.pte_mask)
+
+
+def next_pmd(k: Arena, mm: int, address: int, end: int) -> tuple[int, int]:
     """
-    Return the first address in [address, end) that has a last-level table; ``end`` when none has.
+    Return (address, place) of the first PMD entry in [address, end) that is not none; (end, 0)
+    without one.
 
-    It is where that table's part of the range begins.
+    The address is where the entry's part of the range begins.
     """
     while address < end:
         table = k.mm[mm * MM_RECORD + MM_PGD]
-        for shift, mask in k.levels:
+        for shift, mask in k.upper_levels:
             entry = k.phys[(table << k.table_shift) + (address >> shift & mask)]
             if not entry:
                 address = ((address >> shift) + 1) << shift
                 break
             table = pte_pfn(k, entry)
         else:
-            return address
-    return end
+            place = (table << k.table_shift) + (address >> k.pmd_shift & k.pmd_mask)
+            if k.phys[place]:
+                return address, place
+            address = ((address >> k.pmd_shift) + 1) << k.pmd_shift
+    return end, 0
 
 
 def pmd_addr_end(k: Arena, address: int, end: int) -> int:
@@ -244,7 +315,8 @@ def free_pgd_range(k: Arena, mm: int, address: int, end: int, floor: int, ceilin
     Free the tables under [address, end) that lie wholly inside [floor, ceiling).
 
     Mirrors: mm/memory.c free_pgd_range(). floor and ceiling are where the neighbouring VMAs end and
-    begin (ceiling 0 = none above): a table that could hold their pages stays. Entries below must all be none.
+    begin (ceiling 0 = none above): a table that could hold their pages stays. Entries below must
+    all be none.
     """
     _free_range(
         k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling or k.task_size
@@ -261,12 +333,32 @@ def _free_range(
     while at < end:
         place = (table << k.table_shift) + (at >> shift & mask)
         entry = k.phys[place]
-        if entry:
+        if entry and not pmd_trans_huge(k, entry):
             child = pte_pfn(k, entry)
             if depth + 1 < len(k.levels):
                 low, high = max(at, address), min(at + step, end)
                 _free_range(k, mm, child, depth + 1, low, high, floor, ceiling)
             if at >= floor and at + step <= ceiling:
                 k.phys[place] = 0
-                _pt_free(k, mm, child)
+                pte_free(k, mm, child)
         at += step
+
+
+def walk_page_table(
+    k: Arena, mm: int, start: int = 0, end: int = 0
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield (address, entry, is it huge) of what mm maps in [start, end), ascending; all of it by default."""
+    end = end or k.task_size
+    address, place = next_pmd(k, mm, start, end)
+    while place:
+        stop = pmd_addr_end(k, address, end)
+        pmd = k.phys[place]
+        if pmd_trans_huge(k, pmd):
+            yield address & -k.pmd_size, pmd, True
+        else:
+            first = pte_in_table(k, pmd, address)
+            nr = stop - address >> k.page_shift
+            for i, entry in enumerate(k.phys[first : first + nr].tolist()):
+                if entry:
+                    yield address + (i << k.page_shift), entry, False
+        address, place = next_pmd(k, mm, stop, end)

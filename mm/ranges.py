@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-The Python twins of csrc/: the same loops, for CONFIG_C_RANGES=n and for the tests that compare both.
+The Python twins of csrc/: the same loops, for CONFIG_C_RANGES=n and for the tests that compare
+both.
 
 See RangeOps in arena.py for what each does, and csrc/ for why.
 """
@@ -17,7 +18,13 @@ from .layout import (
     EXIT_FREE,
     EXIT_FULL,
     EXIT_OTHER,
+    FOLIO_ENTIRE_MAPCOUNT,
     FOLIO_LARGE_MAPCOUNT,
+    FOLIO_MAYBE_SHARED,
+    FOLIO_MM0,
+    FOLIO_MM0_MAPCOUNT,
+    FOLIO_MM1,
+    FOLIO_MM1_MAPCOUNT,
     FOLIO_NR_PAGES_MAPPED,
     MM_ANONPAGES,
     NR_ORDERS,
@@ -133,6 +140,38 @@ class PyRanges:
             words[folio * _P + FOLIO_LARGE_MAPCOUNT] -= nr
         return unmapped
 
+    def folio_add_mm(self, folio: int, mm: int, nr: int) -> None:
+        """Note nr more mappings of a large folio by an mm."""
+        words, base = self.k.page, folio * _P
+        for owner in (base + FOLIO_MM0, base + FOLIO_MM1):
+            if words[owner] == mm:
+                words[owner + 1] += nr
+                return
+        if not words[base + FOLIO_MM0]:
+            words[base + FOLIO_MM0] = mm
+            words[base + FOLIO_MM0_MAPCOUNT] = nr
+            if words[base + FOLIO_LARGE_MAPCOUNT] != nr:
+                words[base + FOLIO_MAYBE_SHARED] = 1
+        elif not words[base + FOLIO_MM1]:
+            words[base + FOLIO_MM1] = mm
+            words[base + FOLIO_MM1_MAPCOUNT] = nr
+            words[base + FOLIO_MAYBE_SHARED] = 1
+
+    def folio_sub_mm(self, folio: int, mm: int, nr: int) -> None:
+        """Note that an mm has nr mappings of a large folio less."""
+        words, base = self.k.page, folio * _P
+        for owner in (base + FOLIO_MM0, base + FOLIO_MM1):
+            if words[owner] != mm:
+                continue
+            if words[owner + 1] > nr:
+                words[owner + 1] -= nr
+                return
+            words[owner] = words[owner + 1] = 0
+            break
+        total = words[base + FOLIO_LARGE_MAPCOUNT]
+        if total in (words[base + FOLIO_MM0_MAPCOUNT], words[base + FOLIO_MM1_MAPCOUNT]):
+            words[base + FOLIO_MAYBE_SHARED] = 0
+
     def clear_huge_page(self, pfn: int, nr: int, fault: int) -> None:
         """Zero pages, the faulting one last."""
         if 2 * fault <= nr:
@@ -181,7 +220,10 @@ class PyRanges:
             nr = self._zap_batch(run[RUN_PTE], min(most, run[RUN_NR], run[RUN_ROOM]))
             self.clear_ptes(run[RUN_PTE], nr)
             unmapped = self.folio_remove_rmap_range(folio, first, nr)
-            k.vmstat[VM_nr_anon_pages] -= unmapped
+            by_pmd = order and page[folio * _P + FOLIO_ENTIRE_MAPCOUNT]
+            if k.config.mm_id and order:
+                self.folio_sub_mm(folio, run[RUN_MM], nr)
+            k.vmstat[VM_nr_anon_pages] -= 0 if by_pmd else unmapped
             k.event[EV_zap_anon * NR_ORDERS + order] += nr
             k.mm[run[RUN_MM] * _M + MM_ANONPAGES] -= nr
             page[folio * _P + PAGE_REFCOUNT] -= nr
@@ -190,7 +232,7 @@ class PyRanges:
             run[RUN_ROOM] -= nr
             run[RUN_FOLIO] = folio
             mapped = page[folio * _P + FOLIO_NR_PAGES_MAPPED] if order else 0
-            if order and unmapped and (mapped or not run[RUN_BATCH]):
+            if order and unmapped and not by_pmd and (mapped or not run[RUN_BATCH]):
                 run[RUN_REASON] = EXIT_DEFERRED_SPLIT
                 return
             if not page[folio * _P + PAGE_REFCOUNT]:

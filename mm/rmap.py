@@ -2,12 +2,14 @@
 """
 Reverse map: who maps a folio, and how often.
 
-Mapcounts count from 0 = unmapped. A large folio also counts its mapped pages and all mappings of its
-pages (layout.py, FOLIO_*). PG_exclusive on a page says that its one mapping may write in place.
+Mapcounts count from 0 = unmapped. A large folio also counts its pages with a mapcount,
+all mappings of its pages, and its huge entries, which are in no page's mapcount (FOLIO_*).
+PG_exclusive on a page says that its one mapping may write in place.
 
 An anon_vma stands for the VMAs that may map a set of anonymous folios: a VMA gets one at its first
-write fault, a split VMA shares it, a forked VMA is linked to its parent's and gets one of its own. Links
-(avc) are in two lists: those of a VMA from the oldest anon_vma to its own, and those of an anon_vma.
+write fault, a split VMA shares it, a forked VMA is linked to its parent's and gets one of its own.
+Links (avc) are in two lists: those of a VMA from the oldest anon_vma to its own, and those of an
+anon_vma.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from .arena import ANON_VMA_RECORD as _A
 from .arena import AVC_RECORD as _C
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .huge_memory import deferred_split_folio
 from .layout import (
     ANON_VMA_AVC,
     ANON_VMA_NUM_ACTIVE,
@@ -30,6 +31,9 @@ from .layout import (
     AVC_NEXT_VMA,
     AVC_PREV,
     AVC_VMA,
+    FOLIO_ENTIRE_MAPCOUNT,
+    FOLIO_LARGE_MAPCOUNT,
+    FOLIO_MAYBE_SHARED,
     FOLIO_NR_PAGES_MAPPED,
     PAGE_FLAGS,
     PAGE_INDEX,
@@ -41,6 +45,7 @@ from .layout import (
     SLAB_AVC,
     VMA_ANON_VMA,
     VMA_AVC,
+    VMA_MM,
     VMA_PGOFF,
     VMA_START,
     PG_exclusive,
@@ -49,6 +54,7 @@ from .layout import (
     VM_nr_mapped,
 )
 from .slab import slab_alloc, slab_free
+from .split_queue import deferred_split_folio
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -61,13 +67,14 @@ def linear_page_index(k: Arena, vma: int, address: int) -> int:
 
 
 def folio_add_new_anon_rmap_range(
-    k: Arena, folio: int, page: int, nr: int, vma: int, address: int
+    k: Arena, folio: int, page: int, nr: int, vma: int, address: int, *, by_pmd: bool = False
 ) -> None:
     """
     Map nr pages of a new folio once each, exclusively, from address on (v1 patch 4).
 
-    Mirrors: folio_add_new_anon_rmap_range() of the series; the folio's mapping and index are set, its
-    pages count as mapped anonymous memory.
+    Mirrors: folio_add_new_anon_rmap_range() of the series, folio_add_new_anon_rmap() since v6.8:
+    the folio's mapping and index are set, its pages count as mapped anonymous memory. With by_pmd
+    one huge entry maps all of it, and the exclusive mark is on the head page alone.
     """
     words = k.page
     base = folio * _P
@@ -76,38 +83,122 @@ def folio_add_new_anon_rmap_range(
     index = linear_page_index(k, vma, address) - (page - folio)
     words[base + PAGE_INDEX] = index & 0xFFFFFFFF
     words[base + PAGE_INDEX_HI] = index >> 32
-    if nr == 1 and not words[base + PAGE_ORDER]:
+    large = words[base + PAGE_ORDER]
+    if by_pmd:
+        words[base + FOLIO_ENTIRE_MAPCOUNT] = 1
+        words[base + FOLIO_LARGE_MAPCOUNT] = 1
+        words[base + PAGE_FLAGS] |= PG_exclusive
+    elif not large:
         words[base + PAGE_MAPCOUNT] = 1
         words[base + PAGE_FLAGS] |= PG_exclusive
     else:
         k.ops.folio_add_new_anon_rmap(folio, page, nr)
+    if large and k.config.mm_id:
+        k.ops.folio_add_mm(folio, k.vma[vma * _V + VMA_MM], 1 if by_pmd else nr)
     k.vmstat[VM_nr_anon_pages] += nr
 
 
-def folio_remove_rmap_range(k: Arena, folio: int, page: int, nr: int) -> None:
-    """
-    Take one mapping from each of nr pages of an anonymous folio (v1 patch 5).
-
-    A large folio of which this unmapped a page while others stay mapped goes on the deferred split queue.
-    """
-    unmapped = k.ops.folio_remove_rmap_range(folio, page, nr)
-    k.vmstat[VM_nr_anon_pages] -= unmapped
+def folio_dup_anon_rmap_ptes(k: Arena, folio: int, page: int, nr: int, mm: int) -> None:
+    """Map nr pages of an anonymous folio once more, in a child's mm; none is exclusive any longer."""
+    mapped = k.ops.folio_dup_anon_rmap_ptes(folio, page, nr)
     base = folio * _P
-    if k.page[base + PAGE_ORDER] and unmapped and k.page[base + FOLIO_NR_PAGES_MAPPED]:
-        deferred_split_folio(k, folio)
+    if not k.page[base + PAGE_ORDER]:
+        k.vmstat[VM_nr_anon_pages] += mapped
+        return
+    if not k.page[base + FOLIO_ENTIRE_MAPCOUNT]:
+        k.vmstat[VM_nr_anon_pages] += mapped
+    if k.config.mm_id:
+        k.ops.folio_add_mm(folio, mm, nr)
 
 
-def page_remove_rmap(k: Arena, folio: int, page: int) -> None:
+def page_remove_rmap(k: Arena, folio: int, page: int, mm: int) -> None:
     """
-    Take one mapping from one page of an anonymous folio.
+    Take one mapping of mm from one page of an anonymous folio.
 
-    A large folio is queued for splitting whenever this was the page's last mapping, even the folio's
-    last (v1 patch 6): the folio then leaves the queue when it is freed.
+    In v1 a large folio is queued for splitting whenever this was the page's last mapping, even the
+    folio's last (v1 patch 6): the folio then leaves the queue when it is freed. Since v6.10 only
+    while others stay.
     """
     unmapped = k.ops.folio_remove_rmap_range(folio, page, 1)
-    k.vmstat[VM_nr_anon_pages] -= unmapped
-    if k.page[folio * _P + PAGE_ORDER] and unmapped:
+    base = folio * _P
+    if not k.page[base + PAGE_ORDER]:
+        k.vmstat[VM_nr_anon_pages] -= unmapped
+        return
+    if k.config.mm_id:
+        k.ops.folio_sub_mm(folio, mm, 1)
+    if unmapped and not k.page[base + FOLIO_ENTIRE_MAPCOUNT]:
+        k.vmstat[VM_nr_anon_pages] -= unmapped
+        if k.config.policy != "mthp" or k.page[base + FOLIO_NR_PAGES_MAPPED]:
+            deferred_split_folio(k, folio)
+
+
+def folio_add_rmap_pmd(k: Arena, folio: int, mm: int) -> None:
+    """Map a PMD-sized folio once more, by a huge entry of mm."""
+    words, base = k.page, folio * _P
+    if not words[base + FOLIO_ENTIRE_MAPCOUNT]:
+        k.vmstat[VM_nr_anon_pages] += (1 << k.pmd_order) - words[base + FOLIO_NR_PAGES_MAPPED]
+    words[base + FOLIO_ENTIRE_MAPCOUNT] += 1
+    words[base + FOLIO_LARGE_MAPCOUNT] += 1
+    if k.config.mm_id:
+        k.ops.folio_add_mm(folio, mm, 1)
+
+
+def folio_remove_rmap_pmd(k: Arena, folio: int, mm: int) -> None:
+    """Take a huge entry's mapping from a folio; queued if that unmapped some of its pages but not all."""
+    words, base = k.page, folio * _P
+    words[base + FOLIO_ENTIRE_MAPCOUNT] -= 1
+    words[base + FOLIO_LARGE_MAPCOUNT] -= 1
+    if k.config.mm_id:
+        k.ops.folio_sub_mm(folio, mm, 1)
+    if words[base + FOLIO_ENTIRE_MAPCOUNT]:
+        return
+    left = words[base + FOLIO_NR_PAGES_MAPPED]
+    k.vmstat[VM_nr_anon_pages] -= (1 << k.pmd_order) - left
+    if 0 < left < 1 << k.pmd_order:
         deferred_split_folio(k, folio)
+
+
+def folio_split_rmap_pmd(k: Arena, folio: int, mm: int, nr: int) -> None:
+    """Turn a huge entry's mapping into one of each page; an exclusive folio's pages all become exclusive."""
+    words, base = k.page, folio * _P
+    exclusive = words[base + PAGE_FLAGS] & PG_exclusive
+    k.ops.folio_dup_anon_rmap_ptes(folio, folio, nr)  # all its pages were and stay mapped
+    words[base + FOLIO_ENTIRE_MAPCOUNT] -= 1
+    words[base + FOLIO_LARGE_MAPCOUNT] -= 1
+    if exclusive:
+        for page in range(folio, folio + nr):
+            words[page * _P + PAGE_FLAGS] |= PG_exclusive
+    if k.config.mm_id:
+        k.ops.folio_add_mm(folio, mm, nr)
+        k.ops.folio_sub_mm(folio, mm, 1)
+
+
+def folio_maybe_mapped_shared(k: Arena, folio: int) -> bool:
+    """
+    Return whether more than one mm may map a folio.
+
+    A small folio's mapcount says it. For a large one with MM_ID its owners are counted (6.15);
+    before, the mapcount of its first page is taken for all (folio_likely_mapped_shared()).
+    """
+    words, base = k.page, folio * _P
+    if not words[base + PAGE_ORDER]:
+        return words[base + PAGE_MAPCOUNT] > 1
+    if k.config.mm_id:
+        return bool(words[base + FOLIO_MAYBE_SHARED])
+    total, nr = words[base + FOLIO_LARGE_MAPCOUNT], 1 << words[base + PAGE_ORDER]
+    if total <= 1:
+        return False
+    if words[base + FOLIO_ENTIRE_MAPCOUNT] or total > nr:
+        return True
+    return words[base + PAGE_MAPCOUNT] > 1
+
+
+def page_mapcount(k: Arena, folio: int, page: int) -> int:
+    """Return how many entries of all processes map a page."""
+    count = k.page[page * _P + PAGE_MAPCOUNT]
+    if k.page[folio * _P + PAGE_ORDER]:
+        count += k.page[folio * _P + FOLIO_ENTIRE_MAPCOUNT]
+    return count
 
 
 def folio_add_file_rmap(k: Arena, page: int) -> None:
@@ -124,10 +215,9 @@ def folio_remove_file_rmap(k: Arena, page: int) -> None:
     k.vmstat[VM_nr_mapped] -= not k.page[base]
 
 
-def page_move_anon_rmap(k: Arena, folio: int, page: int, vma: int) -> None:
-    """Make the one process that maps a page its owner: exclusive, in the VMA's own anon_vma."""
+def folio_move_anon_rmap(k: Arena, folio: int, vma: int) -> None:
+    """Let a folio that only this VMA maps belong to the VMA's own anon_vma."""
     k.page[folio * _P + PAGE_MAPPING] = k.vma[vma * _V + VMA_ANON_VMA]
-    k.page[page * _P + PAGE_FLAGS] |= PG_exclusive
 
 
 def vma_chain(k: Arena, vma: int) -> list[int]:
@@ -198,10 +288,11 @@ def anon_vma_prepare(k: Arena, vma: int, mergeable: int) -> bool:
 
 def anon_vma_clone(k: Arena, to: int, source: int) -> bool:
     """
-    Link ``to`` to every anon_vma that ``source`` is linked to; False when there is no memory for it.
+    Link ``to`` to every anon_vma that ``source`` is linked to; False when there is no memory for
+    it.
 
-    A forked VMA without an anon_vma of its own takes one that no VMA uses any longer and that has at
-    most one child, so that repeated forks do not grow the tree without end.
+    A forked VMA without an anon_vma of its own takes one that no VMA uses any longer and that has
+    at most one child, so that repeated forks do not grow the tree without end.
     """
     own = k.vma[source * _V + VMA_ANON_VMA]
     for anon_vma in vma_chain(k, source):

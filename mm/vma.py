@@ -2,8 +2,8 @@
 """
 VMAs: the set of them that an mm has, splitting and merging.
 
-An mm's VMAs are two parallel arrays sorted by address, ``k.vma_start`` and ``k.vma_index``; a *slot* is
-an index into both. VMAs never overlap. Addresses are bytes, ranges are half open.
+An mm's VMAs are two parallel arrays sorted by address, ``k.vma_start`` and ``k.vma_index``; a
+*slot* is an index into both. VMAs never overlap. Addresses are bytes, ranges are half open.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import filemap
 from .arena import MM_RECORD as _M
 from .arena import VMA_RECORD as _V
+from .huge_memory import split_huge_pmd_address
 from .layout import (
     MAX_MAP_COUNT,
     MM_MAP_COUNT,
@@ -136,7 +137,7 @@ def split_vma(k: Arena, vma: int, address: int) -> int:
     """
     Cut a VMA at address, strictly inside it, and return the new upper part; 0 = -ENOMEM.
 
-    Large folios that lie across the cut stay whole (spec 5.12).
+    Large folios that lie across the cut stay whole, a huge entry across it is split (spec 5.12).
     """
     base = vma * _V
     mm = k.vma[base + VMA_MM]
@@ -149,6 +150,7 @@ def split_vma(k: Arena, vma: int, address: int) -> int:
         return 0
     k.vma[new * _V + VMA_ANON_VMA] = k.vma[base + VMA_ANON_VMA]
     anon_vma_clone(k, new, vma)
+    split_huge_pmd_address(k, vma, address)
     k.vma[base + VMA_END] = address
     vma_link(k, new)
     return new
@@ -209,7 +211,8 @@ def _absorb(k: Arena, vma: int, upper: int) -> None:
 
 def find_mergeable_anon_vma(k: Arena, vma: int) -> int:
     """
-    Return a neighbour's anon_vma that a VMA without one can share, so that the two may merge later; 0 = none.
+    Return a neighbour's anon_vma that a VMA without one can share, so that the two may merge
+    later; 0 = none.
 
     Mirrors: mm/mmap.c find_mergeable_anon_vma(), v6.4: the upper neighbour first; the two may
     differ in their access rights only.

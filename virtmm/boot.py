@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 from virtmm import kbuild
 from virtmm.arch import load_arch
 from virtmm.kconfig import ConfigError, ResolvedConfig
+from virtmm.knobs import KnobSet
 from virtmm.mm import layout
-from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, Arena, Config, Knobs
+from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, Arena, Config
 from virtmm.mm.page_alloc import init_zone
 from virtmm.mm.ranges import PyRanges
+from virtmm.mm.split import deferred_split_scan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,61 +62,49 @@ class Booted:
         self.memory.close()
 
 
-def machine_config(config: ResolvedConfig) -> Config:
-    """Return what mm/ needs of .config; memory is whole blocks of the buddy allocator's largest order."""
+def machine_config(config: ResolvedConfig, memory: int = 0) -> Config:
+    """
+    Return what mm/ needs of .config; memory is whole blocks of the buddy allocator's largest order.
+
+    Args:
+        memory: bytes by the boot parameter ``mem=``; 0 = MEMORY_MB.
+    """
     most = int(config["ARCH_FORCE_MAX_ORDER"])
     block = 1 << most
-    nr_pages = (int(config["MEMORY_MB"]) << 20 >> int(config["PAGE_SHIFT"])) // block * block
+    memory = memory or int(config["MEMORY_MB"]) << 20
+    nr_pages = (memory >> int(config["PAGE_SHIFT"])) // block * block
     if not nr_pages:
         raise BootError(
-            f"MEMORY_MB={config['MEMORY_MB']}: less than one block of the buddy allocator "
+            f"MEMORY_MB={memory >> 20}: less than one block of the buddy allocator "
             f"({block << int(config['PAGE_SHIFT']) >> 20} MiB); give the machine more memory"
         )
     return Config(
         nr_pages=nr_pages,
         max_page_order=most,
+        policy=next((p for p in ("v1", "mthp") if config.get(f"ANON_POLICY_{p.upper()}")), "base"),
         transparent_hugepage=bool(config.get("TRANSPARENT_HUGEPAGE")),
         nothp_order_max=int(config.get("LARGE_ANON_FOLIO_NOTHP_ORDER_MAX", 0)),
         thp_order_max=int(config.get("LARGE_ANON_FOLIO_THP_ORDER_MAX", 0)),
         zap_batch=bool(config.get("ANON_ZAP_BATCH")),
         phys_backing=bool(config.get("PHYS_BACKING")),
         debug_vm=bool(config.get("DEBUG_VM")),
+        contpte=bool(config.get("CONTPTE")),
+        mm_id=bool(config.get("MM_ID")),
+        huge_zero_cow=bool(config.get("HUGE_ZERO_COW")),
+        underused_queue=bool(config.get("THP_UNDERUSED_QUEUE")),
+        mremap_multi=bool(config.get("MREMAP_MULTI_VMA")),
+        merge_faulted=bool(config.get("MERGE_FAULTED_VMA")),
+        pagemap_pmd_head=bool(config.get("PAGEMAP_PMD_HEAD")),
     )
 
 
-def parse_knobs(config: ResolvedConfig, settings: Sequence[str]) -> Knobs:
-    """
-    Return the run-time knobs: Kconfig's defaults, changed by ``NAME=VALUE`` settings.
-
-    Raises:
-        ConfigError: unknown knob or value, or a per-size knob, which no policy of this kernel has.
-    """
-    default = next(
-        (v for v in ("always", "never") if config.get(f"TRANSPARENT_HUGEPAGE_{v.upper()}")),
-        "madvise",
-    )
-    knobs = Knobs(enabled=default)
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if name == "enabled" and value in ("always", "madvise", "never"):
-            knobs.enabled = value
-        elif name == "fault_around_bytes" and value.isdigit() and _power_of_two(int(value)):
-            knobs.fault_around_bytes = int(value)
-        elif name.endswith("kB"):
-            raise ConfigError(
-                f"{setting}: this kernel has no per-size knobs; its ANON_POLICY is not multi-size THP"
-            )
-        elif name in ("enabled", "fault_around_bytes"):
-            raise ConfigError(
-                f"{setting}: enabled takes always, madvise or never; fault_around_bytes a power of two"
-            )
-        else:
-            raise ConfigError(f"{setting}: unknown knob; there are enabled and fault_around_bytes")
-    return knobs
-
-
-def _power_of_two(number: int) -> bool:
-    return number > 0 and not number & (number - 1)
+def check_settings(
+    config: ResolvedConfig, settings: Sequence[str], arch_dir: Path | None = None
+) -> None:
+    """Raise what boot() would raise about the configuration and the settings, and do nothing else."""
+    geometry = load_arch(config.arch, arch_dir).geometry(int(config["PAGE_SHIFT"]))
+    _, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
+    machine_config(config, mem)
 
 
 def boot(
@@ -128,7 +118,7 @@ def boot(
     Return a booted arena for a configuration.
 
     Args:
-        settings: run-time knobs, ``NAME=VALUE``.
+        settings: run-time knobs and boot parameters, ``NAME=VALUE`` (knobs.py).
         arch_dir: folder of an architecture outside the tree.
         inject: failures to make happen; needs CONFIG_FAULT_INJECTION.
 
@@ -141,8 +131,8 @@ def boot(
         )
     arch = load_arch(config.arch, arch_dir)
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
-    mm_config = machine_config(config)
-    knobs = parse_knobs(config, settings)
+    knobs, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
+    mm_config = machine_config(config, mem)
     core = kbuild.load_core(config, arch) if config.get("C_RANGES", True) else None
     counts = {**_COUNTS, "nr_pages": mm_config.nr_pages, "PAGE_WORDS": 1 << geometry.page_shift - 3}
     spans, size = _spans(counts)
@@ -170,6 +160,7 @@ def boot(
         for a, (start, _) in zip(layout.ARRAYS, spans, strict=True):
             setattr(booted.vk, a.name, core.ffi.cast(f"uint{a.bits}_t *", booted.buffer + start))
         arena.ops = cast("RangeOps", CoreRanges(core.lib, booted.vk))
+    arena.shrinkers.append(deferred_split_scan)
     init_zone(arena)
     return booted
 
@@ -203,6 +194,8 @@ class CoreRanges:
             "folio_add_new_anon_rmap",
             "folio_dup_anon_rmap_ptes",
             "folio_remove_rmap_range",
+            "folio_add_mm",
+            "folio_sub_mm",
             "clear_huge_page",
             "copy_pages",
         ):

@@ -45,6 +45,11 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "virtmm"
 
 
+def load_core_of(config: ResolvedConfig) -> Core | None:
+    """Return the core of a configuration of an architecture in the tree; None with C_RANGES=n."""
+    return load_core(config, load_arch(config.arch)) if config.get("C_RANGES", True) else None
+
+
 def load_core(config: ResolvedConfig, arch: ArchParams) -> Core:
     """
     Return the core of a configuration, compiled if need be.

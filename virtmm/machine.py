@@ -11,18 +11,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtmm import boot as boot_stage
-from virtmm.mm import filemap, fork, layout, memory, mmap, mprotect, mremap
-from virtmm.mm.arena import MM_RECORD, TASK_RECORD
+from virtmm.knobs import KnobSet
+from virtmm.mm import filemap, fork, layout, mmap, mprotect, mremap
+from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD
+from virtmm.mm.contpte import pte_cont
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.fault import access, fault_in
+from virtmm.mm.folio import update_hiwater_rss
 from virtmm.mm.layout import NR_ORDERS
 from virtmm.mm.madvise import do_madvise
-from virtmm.mm.pgtable import pte_offset_map, pte_pfn
+from virtmm.mm.mlock import do_mlock
+from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special, walk_page_table
+from virtmm.mm.rmap import page_mapcount
 from virtmm.mm.slab import slab_alloc, slab_free
 from virtmm.mm.vm_flags import MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from virtmm.kconfig import ResolvedConfig
@@ -47,6 +52,27 @@ class Process(NamedTuple):
     folios: dict[int, int]
 
 
+class MappedPage(NamedTuple):
+    """
+    A page that a process maps, as /proc shows it.
+
+    Attributes:
+        folio: number of the folio (its first pfn); 0 for the zero page.
+        offset: of the page in the folio, in pages.
+        exclusive: pagemap's bit 56.
+        cont: the entry carries the contiguous bit.
+    """
+
+    address: int
+    folio: int
+    offset: int
+    order: int
+    mapcount: int
+    exclusive: bool
+    cont: bool
+    zero: bool
+
+
 class Machine:
     """
     A booted virtual kernel.
@@ -67,10 +93,12 @@ class Machine:
         self.config = config
         self._booted = boot_stage.boot(config, settings, arch_dir=arch_dir, inject=inject)
         self.k = self._booted.arena
+        self._knobs = KnobSet.of(config, self.k.pmd_order)
         core = self._booted.core
         self.core_hash = core.hash if core else "python"
         self.page_size = self.k.page_size
         self.task_size = self.k.task_size
+        self.uname_machine = self.k.arch.machine
         self._tasks: dict[int, int] = {}  # pid -> record; only an index of k.task
         self._ended: list[Process] = []
         self._touches = 0
@@ -186,7 +214,9 @@ class Machine:
         if not by_exec and not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before:
             self._count(layout.EV_mmap_merge)
         if not error and flags & MAP_POPULATE:
-            fault_in(k, mm, address, address + length, bool(prot & VM_WRITE))
+            # The kernel maps what it can and says nothing; that memory ran out must not go unseen.
+            populated = fault_in(k, mm, address, address + length, bool(prot & VM_WRITE))
+            error = populated if populated == -ENOMEM else 0
         return self._done(error)
 
     def munmap(self, pid: int, address: int, length: int) -> int:
@@ -214,6 +244,24 @@ class Machine:
         mm = self._mm(pid)
         self._count(layout.EV_madvise)
         return self._done(do_madvise(self.k, mm, address, length, advice))
+
+    def mlock(self, pid: int, address: int, length: int) -> int:
+        """Lock memory and populate it. 0 or a negative errno."""
+        mm = self._mm(pid)
+        return self._done(do_mlock(self.k, mm, address, length, lock=True))
+
+    def munlock(self, pid: int, address: int, length: int) -> int:
+        """Unlock memory. 0 or a negative errno."""
+        mm = self._mm(pid)
+        return self._done(do_mlock(self.k, mm, address, length, lock=False))
+
+    def set(self, knob: str, value: str) -> None:
+        """Write a run-time knob (knobs.py); ConfigError when there is none, or it takes other values."""
+        self._knobs.set(self.k.knobs, knob, value)
+
+    def sizes(self) -> list[str]:
+        """Return the knobs of folio sizes, smallest first: ``16kB`` …; empty where the policy has none."""
+        return list(self._knobs.sizes())
 
     def brk(self, pid: int, start: int, end: int) -> int:
         """Make [start, end) the heap. 0 or a negative errno."""
@@ -252,7 +300,7 @@ class Machine:
         return result
 
     def _update_maxrss(self, task: int, mm: int) -> None:
-        memory.update_hiwater_rss(self.k, mm)
+        update_hiwater_rss(self.k, mm)
         base = task * TASK_RECORD + layout.TASK_MAXRSS
         most = self.k.mm[mm * MM_RECORD + layout.MM_HIWATER_RSS]
         self.k.task[base] = max(self.k.task[base], most)
@@ -278,8 +326,10 @@ class Machine:
 
     def _physical(self, pid: int, address: int) -> int:
         k = self.k
-        pte = k.phys[pte_offset_map(k, self._mm(pid), address)]
-        return (pte_pfn(k, pte) << k.page_shift) + (address & ~k.page_mask)
+        place = leaf_offset(k, self._mm(pid), address)
+        huge = place == pmd_offset(k, self._mm(pid), address)
+        size = k.pmd_size if huge else k.page_size
+        return (pte_pfn(k, k.phys[place]) << k.page_shift) + (address & size - 1)
 
     # What it cost
 
@@ -345,6 +395,34 @@ class Machine:
             "page_tables": layout.ZONE_TABLE,
         }
         return {name: zone[at] * self.page_size for name, at in fields.items()}
+
+    def minflt(self, pid: int) -> int:
+        """Return the minor faults of a living process."""
+        self._mm(pid)
+        return self.k.task[self.k.current * TASK_RECORD + layout.TASK_MINFLT]
+
+    def mapped_pages(self, pid: int, start: int, end: int) -> Iterator[MappedPage]:
+        """Yield what a process maps in [start, end), ascending; huge entries page by page."""
+        k = self.k
+        huge_zero = k.zone[layout.ZONE_HUGE_ZERO]
+        for address, entry, huge in walk_page_table(k, self._mm(pid), start, end):
+            first = pte_pfn(k, entry)
+            nr = 1 << k.pmd_order if huge else 1
+            if pte_special(k, entry):
+                order = k.pmd_order if huge and first == huge_zero else 0
+                for i in range(nr):
+                    at = address + (i << k.page_shift)
+                    yield MappedPage(at, 0, 0, order, 0, False, False, True)
+                continue
+            folio = k.page[first * PAGE_RECORD + layout.PAGE_HEAD]
+            order = k.page[folio * PAGE_RECORD + layout.PAGE_ORDER]
+            head_count = page_mapcount(k, folio, first)
+            cont = not huge and pte_cont(k, entry)
+            for i in range(nr):
+                count = page_mapcount(k, folio, first + i)
+                exclusive = (head_count if k.config.pagemap_pmd_head else count) == 1
+                at = address + (i << k.page_shift)
+                yield MappedPage(at, folio, first + i - folio, order, count, exclusive, cont, False)
 
     def rss(self, pid: int) -> int:
         """Return the resident set of a process in bytes."""

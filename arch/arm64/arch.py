@@ -16,9 +16,9 @@ ARCH = ArchParams(
     machine="aarch64",
     kconfig_symbol="ARM64",
     geometries=(
-        Geometry(12, (Level("pgd", 9), Level("pud", 9), Level("pmd", 9), Level("pte", 9)), 48),
-        Geometry(14, (Level("pgd", 11), Level("pmd", 11), Level("pte", 11)), 47),
-        Geometry(16, (Level("pgd", 6), Level("pmd", 13), Level("pte", 13)), 48),
+        Geometry(12, (Level("pgd", 9), Level("pud", 9), Level("pmd", 9), Level("pte", 9)), 48, 4),
+        Geometry(14, (Level("pgd", 11), Level("pmd", 11), Level("pte", 11)), 47, 7),
+        Geometry(16, (Level("pgd", 6), Level("pmd", 13), Level("pte", 13)), 48, 5),
     ),
     pte=PteFormat(
         user=_TYPE_PAGE | _USER | _INNER_SHAREABLE | _NOT_GLOBAL,
@@ -36,6 +36,7 @@ ARCH = ArchParams(
         leaf=Attr.inverted(1),
         pfn_pos=None,
         pfn_bits=48,
+        cont=Attr.bit(52),
     ),
     sources={
         "geometries": "Arm ARM D8 (translation granules); 48/47/48-bit user VA as distributions build",

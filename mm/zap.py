@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+Unmapping: the zap of mm/memory.c, through one mmu_gather.
+
+SIMPLIFIED: a folio is freed as soon as its last page is unmapped, not when the gather is flushed;
+nothing but the moment of the memory peak can tell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import filemap
+from .arena import PAGE_RECORD as _P
+from .arena import VMA_RECORD as _V
+from .contpte import unfold_edges
+from .folio import add_mm_counter, free_anon_folio, update_hiwater_rss
+from .huge_memory import __split_huge_pmd, zap_huge_pmd
+from .layout import (
+    EXIT_DEFERRED_SPLIT,
+    EXIT_DONE,
+    EXIT_FREE,
+    EXIT_FULL,
+    MM_FILEPAGES,
+    NR_ORDERS,
+    PAGE_REFCOUNT,
+    RUN_BATCH,
+    RUN_FOLIO,
+    RUN_MM,
+    RUN_NR,
+    RUN_PTE,
+    RUN_REASON,
+    RUN_ROOM,
+    VMA_FILE,
+    VMA_MM,
+    EV_zap_anon,
+    EV_zap_file,
+)
+from .pgtable import (
+    next_pmd,
+    pmd_addr_end,
+    pmd_trans_huge,
+    pte_in_table,
+    pte_pfn,
+    pte_present,
+    pte_special,
+)
+from .rmap import folio_remove_file_rmap
+from .split_queue import deferred_split_folio
+
+if TYPE_CHECKING:
+    from .arena import Arena
+
+
+def tlb_capacity(k: Arena) -> int:
+    """
+    Return how many pages one mmu_gather takes before it must flush.
+
+    8, and as many batch pages of pointers as hold at most 10000 (mm/mmu_gather.c, v6.4).
+    """
+    most = k.page_size // 8 - 2
+    return 8 + 10000 // most * most
+
+
+def tlb_gather_mmu(k: Arena) -> None:
+    """Begin to unmap: the gather is empty."""
+    k.run[RUN_ROOM] = tlb_capacity(k)
+
+
+def unmap_page_range(k: Arena, vma: int, start: int, end: int) -> None:
+    """Unmap what a VMA maps in [start, end), PMD by PMD; a huge entry covered in part is split first."""
+    mm = k.vma[vma * _V + VMA_MM]
+    address, place = next_pmd(k, mm, start, end)
+    while place:
+        stop = pmd_addr_end(k, address, end)
+        if pmd_trans_huge(k, k.phys[place]):
+            if stop - address == k.pmd_size:
+                zap_huge_pmd(k, vma, place)
+                address, place = next_pmd(k, mm, stop, end)
+                continue
+            __split_huge_pmd(k, vma, place)
+        pte = pte_in_table(k, k.phys[place], address)
+        zap_pte_range(k, vma, mm, pte, stop - address >> k.page_shift)
+        address, place = next_pmd(k, mm, stop, end)
+
+
+def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
+    """
+    Unmap a run of nr entries of one table (patch 7, spec 1.7).
+
+    Pages of one folio that follow one another go in one batch in an anonymous VMA; a batch ends
+    where the mmu_gather is full. The folio that lost its last reference is freed at once.
+    """
+    unfold_edges(k, pte, nr)
+    run = k.run
+    run[RUN_PTE] = pte
+    run[RUN_NR] = nr
+    run[RUN_MM] = mm
+    run[RUN_BATCH] = k.config.zap_batch and not k.vma[vma * _V + VMA_FILE]
+    zap = k.ops.zap_ptes
+    while True:
+        zap()
+        reason = run[RUN_REASON]
+        if reason == EXIT_FREE:
+            free_anon_folio(k, run[RUN_FOLIO])
+        elif reason == EXIT_DONE:
+            return
+        elif reason == EXIT_DEFERRED_SPLIT:
+            folio = run[RUN_FOLIO]
+            deferred_split_folio(k, folio)
+            if not k.page[folio * _P + PAGE_REFCOUNT]:
+                free_anon_folio(k, folio)
+        elif reason == EXIT_FULL:
+            run[RUN_ROOM] = tlb_capacity(k)
+        else:
+            zap_other_pte(k, mm)
+
+
+def zap_other_pte(k: Arena, mm: int) -> None:
+    """Unmap the one entry at RUN_PTE: a page-cache page or the zero page."""
+    run = k.run
+    pte = run[RUN_PTE]
+    entry = k.phys[pte]
+    k.phys[pte] = 0
+    run[RUN_PTE] = pte + 1
+    run[RUN_NR] -= 1
+    if pte_special(k, entry):
+        k.event[EV_zap_anon * NR_ORDERS] += 1
+        return
+    assert pte_present(k, entry), "there is no swap"
+    page = pte_pfn(k, entry)
+    k.event[EV_zap_file * NR_ORDERS] += 1
+    add_mm_counter(k, mm, MM_FILEPAGES, -1)
+    folio_remove_file_rmap(k, page)
+    run[RUN_ROOM] = (run[RUN_ROOM] or tlb_capacity(k)) - 1
+    filemap.put_page(k, page)
+
+
+def zap_page_range(k: Arena, vma: int, start: int, end: int) -> None:
+    """Unmap what a VMA maps in [start, end), which lies in it; page tables stay (MADV_DONTNEED)."""
+    update_hiwater_rss(k, k.vma[vma * _V + VMA_MM])
+    tlb_gather_mmu(k)
+    unmap_page_range(k, vma, start, end)
