@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from virtmm.tools.replay.replay import replay as run_replay
 from virtmm.tools.report.cost import CostError
 from virtmm.tools.report.table import FORMATS, ReportError, render
+from virtmm.tools.scenario.parse import ScenarioError
+from virtmm.tools.scenario.parse import parse as parse_scenario
+from virtmm.tools.scenario.run import run as run_scenario
+from virtmm.tools.scenario.show import show as show_scenario
 from virtmm.tools.trace.format import TraceReader
 from virtmm.tools.trace.record import describe
 from virtmm.tools.trace.record import record as run_record
 from virtmm.tools.trace.schema import TraceError
 
 import virtmm
-from virtmm.boot import BootError, machine_config, parse_knobs
-from virtmm.kbuild import BuildError
+from virtmm.boot import BootError, check_settings
+from virtmm.kbuild import BuildError, load_core_of
 from virtmm.kconfig import ArchError, ConfigError, defconfigs, resolve
 
 if TYPE_CHECKING:
@@ -32,7 +37,16 @@ if TYPE_CHECKING:
 
     from virtmm.kconfig import ResolvedConfig
 
-ERRORS = (ArchError, BootError, BuildError, ConfigError, CostError, ReportError, TraceError)
+ERRORS = (
+    ArchError,
+    BootError,
+    BuildError,
+    ConfigError,
+    CostError,
+    ReportError,
+    ScenarioError,
+    TraceError,
+)
 TRACE = click.Path(path_type=Path)
 
 
@@ -92,13 +106,6 @@ def check_output(output: Path | None, traces: Iterable[Path]) -> None:
         raise unwritable(output, "it is the trace")
 
 
-def check_kernels(configs: Iterable[ResolvedConfig], knobs: list[str]) -> None:
-    """Refuse what a boot of one of the kernels would refuse, before any is compiled."""
-    for config in configs:
-        machine_config(config)
-        parse_knobs(config, knobs)
-
-
 def write(text: str, output: Path | None) -> None:
     """Print the text, or write it to a file whole or not at all."""
     text = text.rstrip("\n")
@@ -135,6 +142,15 @@ def split_sets(sets: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return (Kconfig assignments, run-time knobs) of --set; Kconfig symbols are upper case."""
     symbols = [s for s in sets if re.match(r"(CONFIG_)?[A-Z][A-Z0-9_]*=", s)]
     return symbols, [s for s in sets if s not in symbols]
+
+
+def own_knobs(
+    config: ResolvedConfig, knobs: list[str], others: Iterable[ResolvedConfig]
+) -> list[str]:
+    """Return the knobs meant for one kernel of several: a size's are for those that have per-size knobs."""
+    if config.get("ANON_POLICY_MTHP") or not any(c.get("ANON_POLICY_MTHP") for c in others):
+        return knobs
+    return [k for k in knobs if not re.match(r"(hugepages-)?\d+kB|thp_anon=", k)]
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -219,7 +235,7 @@ def replay(
     check_output(output, [trace])
     symbols, knobs = split_sets(sets)
     config = resolve(arch, defconfig, fragments, symbols)
-    check_kernels([config], knobs)
+    check_settings(config, knobs)
     name = "+".join((defconfig, *fragments))
     with TraceReader(trace) as reader, progress_bar(reader.num_events) as show:
         result = run_replay(reader, config, name, knobs, progress=lambda done: show(name, done))
@@ -252,7 +268,11 @@ def compare(
     symbols, knobs = split_sets(sets)
     names = defconfigs(arch) if kernels is None else [n.strip() for n in kernels.split(",")]
     configs = {name: resolve(arch, name, sets=symbols) for name in names}
-    check_kernels(configs.values(), knobs)
+    settings = {
+        name: own_knobs(config, knobs, configs.values()) for name, config in configs.items()
+    }
+    for name, config in configs.items():
+        check_settings(config, settings[name])
     total = 0
     for trace in traces:
         with TraceReader(trace) as reader:
@@ -272,6 +292,68 @@ def compare(
                     show(what, done + n)
 
                 with TraceReader(trace) as reader:
-                    results.append(run_replay(reader, config, name, knobs, progress=moved))
+                    results.append(run_replay(reader, config, name, settings[name], progress=moved))
                     done += reader.num_events
     write(render(results, fmt), output)
+
+
+@main.group()
+def scenario() -> None:
+    """Question a kernel with small programs of memory calls."""
+
+
+def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose the kernel a scenario is put to."""
+    for option in (
+        click.option(
+            "--set", "sets", multiple=True, metavar="SYMBOL=VALUE", help="Kconfig symbol."
+        ),
+        click.option(
+            "--fragment", "fragments", multiple=True, metavar="NAME", help="Fragment on top."
+        ),
+        click.option(
+            "--defconfig", default="linux-7.3", show_default=True, help="Named kernel, or a path."
+        ),
+        arch_option,
+    ):
+        command = option(command)
+    return command
+
+
+def scenario_config(
+    arch: str, defconfig: str, fragments: tuple[str, ...], sets: tuple[str, ...]
+) -> ResolvedConfig:
+    """Return the kernel for scenarios: its memory has contents, since they read what they wrote."""
+    return resolve(arch, defconfig, fragments, [*sets, "PHYS_BACKING=y"])
+
+
+@scenario.command("run")
+@click.argument("files", nargs=-1, required=True, type=TRACE)
+@scenario_options
+def scenario_run(
+    files: tuple[Path, ...],
+    arch: str,
+    defconfig: str,
+    fragments: tuple[str, ...],
+    sets: tuple[str, ...],
+) -> None:
+    """Print the kernel's answer to each scenario file: one JSON object a line."""
+    config = scenario_config(arch, defconfig, fragments, sets)
+    for file in files:  # refuse a bad scenario before any is run
+        parse_scenario(file, 1 << int(config["PAGE_SHIFT"]))
+    check_settings(config, [])
+    load_core_of(config)  # once, not in every worker
+    with ProcessPoolExecutor() as pool:
+        for answer in pool.map(run_scenario, files, [config] * len(files), chunksize=4):
+            click.echo(json.dumps(answer))
+
+
+@scenario.command("show")
+@click.argument("file", type=TRACE)
+@scenario_options
+def scenario_show(
+    file: Path, arch: str, defconfig: str, fragments: tuple[str, ...], sets: tuple[str, ...]
+) -> None:
+    """Draw the kernel's answer to a scenario: the pages of each process, coloured by folio order."""
+    config = scenario_config(arch, defconfig, fragments, sets)
+    show_scenario(run_scenario(file, config), Console(highlight=False))
