@@ -132,7 +132,9 @@ BREAKAGES = {
     "mappings": (lambda v: v.page(v.folio, layout.FOLIO_LARGE_MAPCOUNT, plus(1)), "mappings"),
     "exclusive": (lambda v: share_by_hand(v), "exclusive and mapped 2 times"),
     "queued unmarked": (
-        lambda v: v.page(v.half, layout.PAGE_FLAGS, flip(layout.PG_deferred)),
+        lambda v: v.page(
+            v.half, layout.PAGE_FLAGS, flip(layout.PG_deferred | layout.PG_partially_mapped)
+        ),
         "unmarked",
     ),
     "queue length": (add("zone", layout.ZONE_SPLIT_QUEUE_LEN), "queued for splitting"),

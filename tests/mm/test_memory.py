@@ -4,7 +4,6 @@
 import pytest
 from virtmm.mm import layout
 from virtmm.mm.fault_inject import FaultInjection
-from virtmm.mm.memory import tlb_capacity
 from virtmm.mm.vm_flags import (
     MADV_DONTNEED,
     MADV_HUGEPAGE,
@@ -17,6 +16,7 @@ from virtmm.mm.vm_flags import (
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
 )
+from virtmm.mm.zap import tlb_capacity
 
 INJECT = "FAULT_INJECTION=y"
 ALWAYS = range(1, 1000)

@@ -21,7 +21,7 @@ PROTECTIONS = [
     for n in range(5)
     for flags in itertools.combinations((VM_READ, VM_WRITE, VM_EXEC, VM_SHARED), n)
 ]
-SETS = {12: (), 14: ("ARM64_16K_PAGES=y",), 16: ("ARM64_64K_PAGES=y",)}
+SETS = {("arm64", 14): ("ARM64_16K_PAGES=y",), ("arm64", 16): ("ARM64_64K_PAGES=y",)}
 
 #: name -> (how to read it, how to switch it on, how to switch it off)
 BITS = {
@@ -36,7 +36,9 @@ BITS = {
 def k(request):
     arch, shift = request.param
     memory = 1024 if shift == 16 else 64
-    config = resolve(arch, "defconfig", sets=["C_RANGES=n", f"MEMORY_MB={memory}", *SETS[shift]])
+    config = resolve(
+        arch, "defconfig", sets=["C_RANGES=n", f"MEMORY_MB={memory}", *SETS.get((arch, shift), ())]
+    )
     with Machine(config) as m:
         assert m.page_size == 1 << shift
         yield m.k
@@ -152,11 +154,12 @@ def test_walks_agree_with_the_path_that_was_made(k, mm):
     assert last & k.pte_mask == k.pte_mask
     assert pgtable.pte_alloc_map(k, mm, top) == last
     assert pgtable.pte_offset_map(k, mm, 1 << k.pmd_shift) == 0
-    assert pgtable.next_table(k, mm, 0, k.task_size) == 0
     reach = 1 << k.pmd_shift
-    assert pgtable.next_table(k, mm, reach, k.task_size) == k.task_size - reach
-    assert pgtable.next_table(k, mm, reach, k.task_size - reach) == k.task_size - reach
-    assert pgtable.next_table(k, mm, top, k.task_size) == top
+    end = k.task_size
+    assert pgtable.next_pmd(k, mm, 0, end) == (0, pgtable.pmd_offset(k, mm, 0))
+    assert pgtable.next_pmd(k, mm, reach, end) == (end - reach, pgtable.pmd_offset(k, mm, top))
+    assert pgtable.next_pmd(k, mm, reach, end - reach) == (end - reach, 0)
+    assert pgtable.next_pmd(k, mm, top, end) == (top, pgtable.pmd_offset(k, mm, top))
     assert pgtable.pmd_addr_end(k, 5 * k.page_size, k.task_size) == reach
     assert pgtable.pmd_addr_end(k, 5 * k.page_size, 6 * k.page_size) == 6 * k.page_size
 

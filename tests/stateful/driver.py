@@ -4,7 +4,7 @@
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, VMA_RECORD
 from virtmm.mm.fault_inject import FaultInjection
-from virtmm.mm.huge_memory import max_anon_folio_order
+from virtmm.mm.large_anon_folio import max_anon_folio_order
 from virtmm.mm.pgtable import pte_offset_map, pte_pfn, pte_special
 from virtmm.mm.vm_flags import (
     EINVAL,

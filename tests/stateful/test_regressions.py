@@ -3,7 +3,6 @@
 
 import pytest
 from virtmm.mm import layout
-from virtmm.mm.memory import tlb_capacity
 from virtmm.mm.vm_flags import (
     EFAULT,
     EINVAL,
@@ -15,6 +14,7 @@ from virtmm.mm.vm_flags import (
     PROT_READ,
     VM_FAULT_SIGSEGV,
 )
+from virtmm.mm.zap import tlb_capacity
 
 from . import invariants
 from .driver import Driver

@@ -258,7 +258,7 @@ def test_two_traces_of_one_name(virtmm, trace, tmp_path):
 # --- wrong arguments ------------------------------------------------------------------------------
 
 REPLAY = {
-    "arch": (["--arch", "mips"], "unknown architecture 'mips'; choose one of: arm64, x86"),
+    "arch": (["--arch", "mips"], "unknown architecture 'mips'; choose one of: arm64"),
     "kernel": (["--defconfig", "nosuch"], "no defconfig 'nosuch'; choose one of: baseline_4k"),
     "other arch's kernel": (["--arch", "x86", "--defconfig", "anonfolio_basic"], "x86 has no"),
     "fragment": (["--fragment", "nosuch"], "no fragment 'nosuch'; choose one of"),
@@ -269,8 +269,8 @@ REPLAY = {
     "dependency": (["--set", "LARGE_ANON_FOLIO_NOTHP_ORDER_MAX=3"], "ORDER_MAX=3"),
     "memory": (["--fragment", "64k", "--set", "MEMORY_MB=16"], "less than one block"),
     "knob": (["--set", "nosuch=1"], "nosuch=1: unknown knob"),
-    "knob value": (["--set", "enabled=perhaps"], "enabled takes always, madvise or never"),
-    "no value": (["--set", "enabled"], "enabled takes always"),
+    "knob value": (["--set", "enabled=perhaps"], "enabled takes always, madvise, never"),
+    "no value": (["--set", "enabled"], "enabled: not of the form NAME=VALUE"),
     "per-size": (["--defconfig", "anonfolio_basic", "--set", "64kB=always"], "no per-size knobs"),
 }
 
@@ -289,7 +289,8 @@ COMPARE = {
     "comma": (["--kernels", "baseline_4k,"], "no defconfig ''"),
     "symbol": (["--set", "NOSUCH=y"], "unknown symbol NOSUCH"),
     "knob": (["--set", "nosuch=1"], "nosuch=1: unknown knob"),
-    "per-size": (["--set", "64kB=always"], "no per-size knobs"),
+    "per-size": (["--kernels", "baseline_4k", "--set", "64kB=always"], "no per-size knobs"),
+    "no such size": (["--set", "48kB=always"], "no such size; there are 16kB"),
     "one of them": (
         ["--kernels", "baseline_4k,baseline_64k", "--set", "MEMORY_MB=64"],
         "one block",

@@ -11,6 +11,7 @@ from virtmm.arch import names
 from virtmm import topdir
 from virtmm.kconfig import (
     ConfigError,
+    assign,
     config_text,
     defconfigs,
     fragment_names,
@@ -150,8 +151,15 @@ def test_every_prompt_has_help():
 
 
 def test_named_kernels_are_in_table_order():
-    assert defconfigs("arm64") == ["baseline_4k", "baseline_16k", "baseline_64k", "anonfolio_basic"]
-    assert defconfigs("x86") == ["baseline_4k"]
+    assert defconfigs("arm64") == [
+        "baseline_4k",
+        "baseline_16k",
+        "baseline_64k",
+        "anonfolio_basic",
+        "linux-6.12",
+        "linux-7.3",
+    ]
+    assert defconfigs("x86") == ["baseline_4k", "linux-6.12", "linux-7.3"]
     assert fragment_names("arm64") == ["16k", "64k", "debug"]
     assert fragment_names("x86") == ["debug"]
 
@@ -164,8 +172,7 @@ def test_named_kernel_has_thp_by_madvise_and_is_in_minimal_form(arch, name):
     file = "defconfig" if name == "defconfig" else f"{name}_defconfig"
     path = topdir() / "arch" / arch / "configs" / file
     kconf = open_kconfig(arch)
-    for a in parse_config(path):
-        kconf.syms[a.symbol].set_value(a.value)
+    assign(kconf, [parse_config(path)])
     assert path.read_text() == config_text(kconf, minimal=True)
 
 
@@ -194,7 +201,7 @@ def test_names_may_be_paths(tmp_path, monkeypatch):
 def test_unknown_names_list_what_exists():
     assert error("arm64", "nope") == (
         "arm64 has no defconfig 'nope'; choose one of: "
-        "baseline_4k, baseline_16k, baseline_64k, anonfolio_basic, defconfig"
+        "baseline_4k, baseline_16k, baseline_64k, anonfolio_basic, linux-6.12, linux-7.3, defconfig"
     )
     assert error("x86", fragments=["64k"]) == "x86 has no fragment '64k'; choose one of: debug"
 
