@@ -29,7 +29,7 @@ MAKEFLAGS += -rR
 .SUFFIXES:
 
 .PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
-	listnewconfig core run test bench check clean mrproper
+	listnewconfig core run test san bench check clean mrproper
 
 help:
 	@echo 'Run:'
@@ -50,6 +50,7 @@ help:
 	@echo 'Build and check:'
 	@echo '  core            - compile the core for .config'
 	@echo '  test            - set up with test tools, and run the tests'
+	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
 	@echo '  bench           - run the benchmarks'
 	@echo '  check           - lint, format, types, import rule, spelling'
 	@echo '  setup           - only make or update the virtual environment'
@@ -84,6 +85,9 @@ run: setup
 
 test: setup-test
 	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks
+
+san: setup-test
+	$(Q)$(PY) -m scripts.sanitize
 
 bench: setup-test
 	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only \

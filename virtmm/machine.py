@@ -407,10 +407,12 @@ class Machine:
         huge_zero = k.zone[layout.ZONE_HUGE_ZERO]
         for address, entry, huge in walk_page_table(k, self._mm(pid), start, end):
             first = pte_pfn(k, entry)
-            nr = 1 << k.pmd_order if huge else 1
+            size = k.pmd_size if huge else k.page_size
+            low, high = max(address, start), min(address + size, end)
+            offsets = range(low - address >> k.page_shift, high - address >> k.page_shift)
             if pte_special(k, entry):
                 order = k.pmd_order if huge and first == huge_zero else 0
-                for i in range(nr):
+                for i in offsets:
                     at = address + (i << k.page_shift)
                     yield MappedPage(at, 0, 0, order, 0, False, False, True)
                 continue
@@ -418,7 +420,7 @@ class Machine:
             order = k.page[folio * PAGE_RECORD + layout.PAGE_ORDER]
             head_count = page_mapcount(k, folio, first)
             cont = not huge and pte_cont(k, entry)
-            for i in range(nr):
+            for i in offsets:
                 count = page_mapcount(k, folio, first + i)
                 exclusive = (head_count if k.config.pagemap_pmd_head else count) == 1
                 at = address + (i << k.page_shift)
