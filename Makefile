@@ -81,7 +81,7 @@ core: setup
 	$(Q)$(PY) -m virtmm.kbuild --arch $(ARCH) $(DOTCONF)
 
 run: setup
-	$(Q)$(VENV)/bin/virtmm compare $(SAMPLES)
+	$(Q)$(VENV)/bin/virtmm compare --set 64kB=always $(SAMPLES)
 
 test: setup-test
 	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks

@@ -53,7 +53,7 @@ _DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 10, 18, 20, 21, 24))
 SIMPLIFIED = (
     "file pages are always cached; their faults are minor, contents zero",
     "pages that exec fills before the program runs are not counted",
-    "no reclaim: memory that runs out ends the replay",
+    "page cache is not reclaimed and there is no swap: memory that runs out ends the replay",
 )
 SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/replay/relayout.py)"
 SIMPLIFIED_LARGER = "recorded with larger pages: what was touched within one is known once a page"
@@ -288,7 +288,7 @@ def replay(
             run.run(progress)
         except OutOfMemoryError:
             oom = _out_of_memory(run)
-        return {**_identity(run, kernel, costs), **_figures(run, costs), "oom": oom}
+        return {**_identity(run, kernel, settings, costs), **_figures(run, costs), "oom": oom}
 
 
 def _out_of_memory(run: Replay) -> dict[str, Any]:
@@ -302,7 +302,9 @@ def _out_of_memory(run: Replay) -> dict[str, Any]:
     }
 
 
-def _identity(run: Replay, kernel: str, costs: CostTable) -> dict[str, Any]:
+def _identity(
+    run: Replay, kernel: str, settings: Sequence[str], costs: CostTable
+) -> dict[str, Any]:
     reader, machine = run.reader, run.machine
     command = reader.metadata.get("command", "")
     simplified = [*SIMPLIFIED, *costs.simplified]
@@ -328,6 +330,7 @@ def _identity(run: Replay, kernel: str, costs: CostTable) -> dict[str, Any]:
         "page_size": machine.page_size,
         "config_hash": machine.config.hash,
         "core_hash": machine.core_hash,
+        "settings": list(settings),
         "simplified": simplified,
     }
 

@@ -244,6 +244,7 @@ def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
     """Return the lines below the table: what ran out of memory, prices used, simplifications."""
     notes = []
     tables: dict[str, list[str]] = {}
+    settings: dict[str, list[str]] = {}
     for row in rows:
         r = row.result
         name = f"{r.trace}, {r.kernel}" if several_traces else r.kernel
@@ -254,6 +255,9 @@ def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
             )
         if r.segv:
             notes.append(f"{name}: {r.segv} segmentation faults in the trace's processes")
+        knobs = " ".join(r.raw.get("settings", ()))
+        if knobs and r.kernel not in settings.setdefault(knobs, []):
+            settings[knobs].append(r.kernel)
         kernels = tables.setdefault(r.cost_table, [])
         if r.kernel not in kernels:
             kernels.append(r.kernel)
@@ -261,6 +265,7 @@ def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
         f"{table} ({', '.join(kernels)})" if len(tables) > 1 else table
         for table, kernels in tables.items()
     )
+    notes += [f"{', '.join(kernels)}: {knobs}" for knobs, kernels in settings.items()]
     notes.append(f"Instructions priced by {priced}")
     simplified = dict.fromkeys(s for row in rows for s in row.result.simplified)
     return notes + [f"SIMPLIFIED: {s.removeprefix('SIMPLIFIED:').strip()}" for s in simplified]
