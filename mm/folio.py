@@ -77,18 +77,18 @@ def free_anon_folio(k: Arena, folio: int) -> None:
     folio_free(k, folio, ZONE_ANON)
 
 
-def vma_alloc_movable_folio(k: Arena, order: int) -> int:
+def vma_alloc_movable_folio(k: Arena, order: int, reclaim: bool = True) -> int:
     """Return a new anonymous folio, not zeroed, in one attempt; 0 when memory is short (patch 3)."""
-    return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON)
+    return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON, reclaim)
 
 
-def vma_alloc_zeroed_movable_folio(k: Arena, address: int, order: int) -> int:
+def vma_alloc_zeroed_movable_folio(k: Arena, address: int, order: int, reclaim: bool = True) -> int:
     """
     Return a new zeroed anonymous folio for the aligned block of address (patch 2); 0 = no memory.
 
     The page that address is in is zeroed last. The kernel's VMA argument only chooses a NUMA node.
     """
-    folio = vma_alloc_movable_folio(k, order)
+    folio = vma_alloc_movable_folio(k, order, reclaim)
     if folio and k.config.phys_backing:
         nr = 1 << order
         k.ops.clear_huge_page(folio, nr, (address >> k.page_shift) & (nr - 1))

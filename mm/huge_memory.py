@@ -143,6 +143,17 @@ def thp_vma_suitable_order(k: Arena, vma: int, address: int, order: int) -> bool
     return k.vma[vma * _V + VMA_START] <= low and low + size <= k.vma[vma * _V + VMA_END]
 
 
+def thp_direct_reclaim(k: Arena, vma: int) -> bool:
+    """
+    Return whether a fault may reclaim to get a large folio: what ``defrag`` says (spec 5.5).
+
+    Mirrors: vma_thp_gfp_mask(), v6.12; waking kswapd (defer) makes no room in time.
+    """
+    defrag = k.knobs.defrag
+    hinted = bool(k.vma[vma * _V + VMA_FLAGS] & VM_HUGEPAGE)
+    return defrag == "always" or (hinted and defrag in ("madvise", "defer+madvise"))
+
+
 def highest_order(orders: int) -> int:
     """Return the largest order of a mask that is not empty."""
     return orders.bit_length() - 1
@@ -213,7 +224,7 @@ def do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
 def __do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
     """Map a new PMD-sized folio where ``place`` is none."""
     vma, mm, order = vmf.vma, vmf.mm, k.pmd_order
-    folio = vma_alloc_anon_folio_pmd(k, vmf.address)
+    folio = vma_alloc_anon_folio_pmd(k, vma, vmf.address)
     if not folio:
         return VM_FAULT_FALLBACK
     table = pte_alloc_one(k, mm)
@@ -238,10 +249,10 @@ def __do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
     return 0
 
 
-def vma_alloc_anon_folio_pmd(k: Arena, address: int) -> int:
+def vma_alloc_anon_folio_pmd(k: Arena, vma: int, address: int) -> int:
     """Return a charged, zeroed PMD-sized folio; 0, with the counters moved, when it cannot be had."""
     order = k.pmd_order
-    folio = vma_alloc_zeroed_movable_folio(k, address, order)
+    folio = vma_alloc_zeroed_movable_folio(k, address, order, thp_direct_reclaim(k, vma))
     if folio and k.inject is not None and k.inject.should_fail_charge():
         folio_put(k, folio)
         folio = 0

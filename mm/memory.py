@@ -31,6 +31,7 @@ from .huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_wp_page,
     highest_order,
+    thp_direct_reclaim,
     thp_vma_allowable_orders,
     thp_vma_suitable_order,
 )
@@ -176,9 +177,10 @@ def alloc_anon_folio(k: Arena, vmf: VmFault) -> int:
         if thp_vma_suitable_order(k, vmf.vma, vmf.address, order) and pte_range_none(k, vmf, order):
             break
         orders &= ~(1 << order)
+    reclaim = thp_direct_reclaim(k, vmf.vma)
     while orders:
         order = highest_order(orders)
-        folio = vma_alloc_zeroed_movable_folio(k, vmf.address, order)
+        folio = vma_alloc_zeroed_movable_folio(k, vmf.address, order, reclaim)
         if folio and not mem_cgroup_charge(k):
             k.mthp_stat[MTHP_anon_fault_fallback_charge * NR_ORDERS + order] += 1
             folio_put(k, folio)

@@ -8,8 +8,8 @@ taken one block of the largest order at a time; so a machine boots without touch
 
 SIMPLIFIED: one zone, one CPU, no per-CPU lists and no migrate types; which pfn a page gets differs
 from a real kernel's, how much is free and at which orders does not depend on it much. An
-allocation of one page that finds too little memory runs the shrinkers, a larger one fails at once;
-page cache is not reclaimed and there is no swap.
+allocation that finds too little memory runs the shrinkers if it may reclaim, and otherwise fails at
+once; nothing is compacted, page cache is not reclaimed and there is no swap.
 """
 
 from __future__ import annotations
@@ -170,20 +170,21 @@ def account(k: Arena, user: int, nr: int) -> None:
         zone[ZONE_MAX_TABLE] = zone[ZONE_TABLE]
 
 
-def folio_alloc(k: Arena, order: int, flags: int, user: int) -> int:
+def folio_alloc(k: Arena, order: int, flags: int, user: int, reclaim: bool = True) -> int:
     """
     Return a new folio of 2**order pages with one reference, not zeroed; 0 when memory is short.
 
     Args:
         flags: PG_* bits of the head page.
         user: whose memory it is, as in account().
+        reclaim: whether the shrinkers may run to make room (direct reclaim).
     """
     inject = k.inject
     if inject is not None and inject.should_fail_alloc(order):
         return 0
     pfn = alloc_pages(k, order)
-    while not pfn and not order and any(shrink(k) for shrink in k.shrinkers):
-        pfn = alloc_pages(k, 0)
+    while not pfn and reclaim and any(shrink(k) for shrink in k.shrinkers):
+        pfn = alloc_pages(k, order)
     if not pfn:
         return 0
     if order:

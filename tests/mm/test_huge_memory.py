@@ -348,6 +348,27 @@ def test_the_shrinker_gives_back_what_partly_mapped_folios_pin(lab):
     assert m.touch(1, m.at(page), True) == VM_FAULT_OOM, "when nothing helps, it is a result"
 
 
+@pytest.mark.parametrize(
+    ("defrag", "advice", "order"),
+    [("madvise", MADV_NOHUGEPAGE, 0), ("madvise", MADV_HUGEPAGE, 4), ("never", MADV_HUGEPAGE, 0)],
+)
+def test_defrag_says_who_may_reclaim_for_a_large_folio(lab, defrag, advice, order):
+    m = lab(NEW, "MEMORY_MB=16", knobs=["64kB=always", f"defrag={defrag}"])
+    m.map(8300, 8301)
+    m.read(8300)  # the page table is there before memory is short
+    m.map(0, 4096)
+    page = 0
+    while m.touch(1, m.at(page), True) == 0:
+        page += 16
+    for block in range(0, page, 16):
+        m.unmap(block + 1, block + 16)
+    m.map(8192, 8208)
+    m.set("64kB", "madvise")
+    m.advise(8192, 8208, advice)
+    m.write(8192)
+    assert m.folio(8192)[0] == order
+
+
 def test_underused_huge_pages_are_split_when_memory_is_short(lab):
     m = lab(NEW, "PHYS_BACKING=y", knobs=[HUGE, "khugepaged/max_ptes_none=16"], **PPC)
     m.map(0, 2 * PMD)
