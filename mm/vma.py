@@ -156,22 +156,25 @@ def split_vma(k: Arena, vma: int, address: int) -> int:
     return new
 
 
-def is_mergeable_anon_vma(k: Arena, a: int, b: int) -> bool:
+def is_mergeable_anon_vma(k: Arena, vma: int, neighbour: int) -> bool:
     """
-    Return whether two VMAs could share an anon_vma.
+    Return whether a VMA that is new or has changed may share its neighbour's anon_vma.
 
-    They have the same, or one has none and the other's was not inherited by fork.
+    They have the same, or one has none and the other's was not inherited by fork. Up to 6.15
+    (MERGE_FAULTED_VMA=n) a VMA with pages did not merge with a neighbour that never had any.
     """
-    anon_a, anon_b = k.vma[a * _V + VMA_ANON_VMA], k.vma[b * _V + VMA_ANON_VMA]
-    if anon_a == anon_b:
+    own, other = k.vma[vma * _V + VMA_ANON_VMA], k.vma[neighbour * _V + VMA_ANON_VMA]
+    if own == other:
         return True
-    if anon_a and anon_b:
+    if own and other:
         return False
-    return anon_vma_chain_is_singular(k, a if anon_a else b)
+    if other:
+        return anon_vma_chain_is_singular(k, neighbour)
+    return k.config.merge_faulted and anon_vma_chain_is_singular(k, vma)
 
 
 def can_vma_merge(k: Arena, a: int, b: int) -> bool:
-    """Return whether VMA b, right above a, differs from it in nothing (spec 5.12)."""
+    """Return whether VMA b, right above a, differs from it in nothing but the anon_vma (spec 5.12)."""
     vma, i, j = k.vma, a * _V, b * _V
     return (
         vma[i + VMA_END] == vma[j + VMA_START]
@@ -180,22 +183,31 @@ def can_vma_merge(k: Arena, a: int, b: int) -> bool:
         and not vma[i + VMA_FLAGS] & VM_DONTEXPAND
         and vma[i + VMA_PGOFF] + (vma[i + VMA_END] - vma[i + VMA_START] >> k.page_shift)
         == vma[j + VMA_PGOFF]
-        and is_mergeable_anon_vma(k, a, b)
     )
 
 
 def vma_merge(k: Arena, vma: int) -> int:
-    """Merge a VMA with its neighbours where they fit; return the VMA that holds its range now."""
-    slot, (first, last) = (
-        find_slot(k, k.vma[vma * _V + VMA_MM], k.vma[vma * _V + VMA_START]),
-        (slots(k, k.vma[vma * _V + VMA_MM])),
-    )
-    if slot + 1 < last and can_vma_merge(k, vma, k.vma_index[slot + 1]):
-        _absorb(k, vma, k.vma_index[slot + 1])
-    if slot > first and can_vma_merge(k, k.vma_index[slot - 1], vma):
-        before = k.vma_index[slot - 1]
-        _absorb(k, before, vma)
-        return before
+    """
+    Merge a VMA that is new or has changed with its neighbours; return the VMA that holds its range.
+
+    Where both fit but not with each other the lower one is taken.
+    """
+    mm = k.vma[vma * _V + VMA_MM]
+    slot, (first, last) = find_slot(k, mm, k.vma[vma * _V + VMA_START]), slots(k, mm)
+    below = k.vma_index[slot - 1] if slot > first else 0
+    above = k.vma_index[slot + 1] if slot + 1 < last else 0
+    if below and not (can_vma_merge(k, below, vma) and is_mergeable_anon_vma(k, vma, below)):
+        below = 0
+    if above and not (can_vma_merge(k, vma, above) and is_mergeable_anon_vma(k, vma, above)):
+        above = 0
+    if below and above:
+        anon_vmas = {k.vma[below * _V + VMA_ANON_VMA], k.vma[above * _V + VMA_ANON_VMA]} - {0}
+        above = above if len(anon_vmas) < 2 else 0
+    if above:
+        _absorb(k, vma, above)
+    if below:
+        _absorb(k, below, vma)
+        return below
     return vma
 
 

@@ -288,6 +288,26 @@ def test_a_move_may_span_mappings_since_6_17(lab, defconfig, errno):
         assert m.touch(1, m.at(68), False) != 0
 
 
+@pytest.mark.parametrize(("defconfig", "vmas"), [(OLD, 2), (NEW, 1)])
+def test_a_mapping_with_pages_merges_with_one_that_has_none_since_6_16(lab, defconfig, vmas):
+    m = lab(defconfig)
+    m.map(0, 4)
+    m.write(0)
+    m.map(4, 8, prot=PROT_READ)
+    assert m.mprotect(1, m.at(0), 4 * m.page_size, PROT_READ) == 0
+    assert m.k.mm[m._mm(1) * 16 + layout.MM_MAP_COUNT] == vmas
+
+
+def test_between_two_that_do_not_fit_each_other_the_lower_one_is_taken(lab):
+    m = lab(NEW)
+    m.map(0, 4)
+    m.map(8, 12)
+    m.write(0, 8)
+    m.map(4, 8)
+    slots = m.k.vma_start[m._mm(1) * layout.MAX_MAP_COUNT :][:2].tolist()
+    assert slots == [m.at(0), m.at(8)]
+
+
 # Splitting
 
 
