@@ -11,6 +11,7 @@ from virtmm.mm.vm_flags import (
     MADV_FREE,
     MADV_HUGEPAGE,
     MADV_NOHUGEPAGE,
+    MAP_NORESERVE,
     PROT_READ,
     PROT_WRITE,
     VM_FAULT_OOM,
@@ -291,9 +292,9 @@ def test_a_move_may_span_mappings_since_6_17(lab, defconfig, errno):
 @pytest.mark.parametrize(("defconfig", "vmas"), [(OLD, 2), (NEW, 1)])
 def test_a_mapping_with_pages_merges_with_one_that_has_none_since_6_16(lab, defconfig, vmas):
     m = lab(defconfig)
-    m.map(0, 4)
+    m.map(0, 4, flags=MAP_NORESERVE)  # else memory that was writable once is accounted
     m.write(0)
-    m.map(4, 8, prot=PROT_READ)
+    m.map(4, 8, prot=PROT_READ, flags=MAP_NORESERVE)
     assert m.mprotect(1, m.at(0), 4 * m.page_size, PROT_READ) == 0
     assert m.k.mm[m._mm(1) * 16 + layout.MM_MAP_COUNT] == vmas
 
