@@ -116,7 +116,7 @@ void vk_zap_ptes(struct vk *k)
 			run[RUN_REASON] = EXIT_OTHER;
 			return;
 		}
-		if (!run[RUN_ROOM]) {
+		if (run[RUN_BATCH] < 2 && !run[RUN_ROOM]) {
 			run[RUN_REASON] = EXIT_FULL;
 			return;
 		}
@@ -126,7 +126,7 @@ void vk_zap_ptes(struct vk *k)
 
 		if (max > run[RUN_NR])
 			max = run[RUN_NR];
-		if (max > run[RUN_ROOM])
+		if (run[RUN_BATCH] < 2 && max > run[RUN_ROOM])
 			max = run[RUN_ROOM];
 
 		u64 nr = zap_batch(p, max);
@@ -144,7 +144,8 @@ void vk_zap_ptes(struct vk *k)
 		head[PAGE_REFCOUNT] -= (u32)nr;
 		run[RUN_PTE] += nr;
 		run[RUN_NR] -= nr;
-		run[RUN_ROOM] -= nr;
+		if (run[RUN_BATCH] < 2)
+			run[RUN_ROOM] -= nr;
 		run[RUN_FOLIO] = folio;
 		/* A page-by-page zap queues a large folio even with its last page (v1 patch 6); a batch does not. */
 		if (order && unmapped && !by_pmd &&

@@ -109,6 +109,10 @@ class Config:
     mremap_multi: bool = False
     merge_faulted: bool = False
     pagemap_pmd_head: bool = False
+    mprotect_batch: bool = False
+    pt_reclaim: bool = False
+    collapse_batch: bool = False
+    collapse_read_only: bool = False
 
 
 @dataclass

@@ -43,6 +43,10 @@ def set_ptes(k: Arena, pte: int, entry: int, nr: int) -> None:
             k.ops.set_ptes(pte, entry, nr)
         return
     entry &= ~k.cont_bit
+    present = k.arch.pte.present
+    if entry & present.mask != present.on:  # no TLB entry to save for a PROT_NONE page
+        k.ops.set_ptes(pte, entry, nr)
+        return
     mask, step = k.cont_nr - 1, 1 << k.pfn_shift
     end = pte + nr
     while pte < end:

@@ -18,6 +18,9 @@ from .layout import (
     FOLIO_DEFERRED_NEXT,
     FOLIO_ENTIRE_MAPCOUNT,
     FOLIO_LARGE_MAPCOUNT,
+    FOLIO_MAYBE_SHARED,
+    FOLIO_MM0,
+    FOLIO_MM1,
     FOLIO_NR_PAGES_MAPPED,
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -64,6 +67,9 @@ from .vma import slots, vma_lookup
 if TYPE_CHECKING:
     from .arena import Arena
 
+Owners = dict[int, Counter[int]]
+_USERS = {PG_anon: ZONE_ANON, PG_file: ZONE_CACHE, PG_table: ZONE_TABLE}
+
 
 class VmBug(Exception):
     """An invariant of the virtual kernel is broken."""
@@ -81,7 +87,8 @@ def _tables(k: Arena, table: int, depth: int) -> int:
     first = table << k.table_shift
     entries = k.phys[first : first + k.levels[depth][1] + 1].tolist()
     below = (
-        1 if pmd_trans_huge(k, e) else _tables(k, pte_pfn(k, e), depth + 1) for e in entries if e
+        1 if pmd_trans_huge(k, e) else _tables(k, pte_pfn(k, e), depth + 1)
+        for e in filter(None, entries)
     )
     return 1 + sum(below)
 
@@ -104,10 +111,13 @@ def validate(k: Arena) -> None:
     """Check everything; raises VmBug at the first thing that is wrong."""
     mapped: Counter[int] = Counter()
     entire: Counter[int] = Counter()
+    owners: Owners = {}
     tables = 0
     for mm in live_mms(k):
         validate_vmas(k, mm)
-        mapped.update(validate_mm(k, mm, entire))
+        mapped.update(validate_mm(k, mm, entire, owners))
+        if k.cont_nr:
+            validate_contiguous(k, mm)
         count = _tables(k, k.mm[mm * _M + MM_PGD], 0)
         tables += count
         _check(
@@ -116,8 +126,11 @@ def validate(k: Arena) -> None:
         )
     _check(tables == k.vmstat[VM_nr_page_table_pages], f"{tables} page tables in all")
     free = validate_buddy(k)
-    validate_pages(k, mapped, entire, free)
+    partly = validate_pages(k, mapped, entire, free, owners)
     validate_split_queue(k)
+    for folio in partly:
+        queued = k.page[folio * _P + PAGE_FLAGS] & PG_deferred
+        _check(bool(queued), f"folio {folio:#x} is mapped in part, not queued")
 
 
 def validate_vmas(k: Arena, mm: int) -> None:
@@ -138,38 +151,42 @@ def validate_vmas(k: Arena, mm: int) -> None:
         end = k.vma[base + VMA_END]
 
 
-def validate_mm(k: Arena, mm: int, entire: Counter[int]) -> Counter[int]:
+def validate_mm(k: Arena, mm: int, entire: Counter[int], owners: Owners) -> Counter[int]:
     """
     Every entry lies in a VMA and the RSS counters equal the walk; return how often each pfn is
     mapped.
 
     Args:
         entire: folio -> huge entries that map it; added to.
+        owners: folio -> mm -> entries that map it, of large folios; added to.
     """
-    mapped: Counter[int] = Counter()
-    anon = file = huge_entries = 0
+    page, mapped = k.page, Counter[int]()
+    anon = file = huge_entries = vma = end = 0
     for address, entry, huge in walk_page_table(k, mm):
-        vma = vma_lookup(k, mm, address)
-        _check(vma != 0, f"mm {mm}: {address:#x} is mapped outside any VMA")
-        _check(pte_present(k, entry), f"mm {mm}: {address:#x} holds {entry:#x}, not present")
+        if address >= end:
+            vma = vma_lookup(k, mm, address)
+            _check(vma != 0, f"mm {mm}: {address:#x} is mapped outside any VMA")
+            end = k.vma[vma * _V + VMA_END]
+        if not pte_present(k, entry):
+            raise VmBug(f"mm {mm}: {address:#x} holds {entry:#x}, not present")
         pfn = pte_pfn(k, entry)
         huge_entries += huge
-        if huge:
-            end = k.vma[vma * _V + VMA_END]
-            _check(
-                address + k.pmd_size <= end,
-                f"mm {mm}: the huge entry at {address:#x} leaves its VMA",
-            )
+        if huge and address + k.pmd_size > end:
+            raise VmBug(f"mm {mm}: the huge entry at {address:#x} leaves its VMA")
         if pte_special(k, entry):
             zero = k.zone[ZONE_HUGE_ZERO] if huge else k.zero_pfn
             _check(pfn == zero, f"mm {mm}: {address:#x} is special but not the zero page")
             continue
+        folio = page[pfn * _P + PAGE_HEAD]
+        base = folio * _P
+        if page[base + PAGE_ORDER]:
+            owners.setdefault(folio, Counter())[mm] += 1
         if huge:
             entire[pfn] += 1
             anon += 1 << k.pmd_order
             continue
         mapped[pfn] += 1
-        if k.page[k.page[pfn * _P + PAGE_HEAD] * _P + PAGE_FLAGS] & PG_anon:
+        if page[base + PAGE_FLAGS] & PG_anon:
             anon += 1
         else:
             file += 1
@@ -182,6 +199,29 @@ def validate_mm(k: Arena, mm: int, entire: Counter[int]) -> Counter[int]:
         f"mm {mm}: {huge_entries} huge entries, {reserve} tables in reserve",
     )
     return mapped
+
+
+def validate_contiguous(k: Arena, mm: int) -> None:
+    """Blocks of the contiguous bit are whole: aligned, one folio's pages, equal but for young and dirty."""
+    ignore = k.arch.pte.young.mask | k.arch.pte.dirty.mask
+    step, size = 1 << k.pfn_shift, k.cont_nr << k.page_shift
+    first, seen, want = 0, k.cont_nr, 0
+    for address, entry, huge in walk_page_table(k, mm):
+        if not huge and entry & k.cont_bit and seen == k.cont_nr:
+            first, seen, want = address, 0, entry & ~ignore
+            pfn = pte_pfn(k, entry)
+            folio = k.page[pfn * _P + PAGE_HEAD]
+            inside = pfn + k.cont_nr <= folio + (1 << k.page[folio * _P + PAGE_ORDER])
+            if first % size or pfn % k.cont_nr or not inside:
+                raise VmBug(
+                    f"mm {mm}: the contiguous block at {first:#x} is not aligned in a folio"
+                )
+        if seen < k.cont_nr:
+            here = first + (seen << k.page_shift)
+            if address != here or entry & ~ignore != want + seen * step:
+                raise VmBug(f"mm {mm}: the contiguous block at {first:#x} breaks at {here:#x}")
+            seen += 1
+    _check(seen == k.cont_nr, f"mm {mm}: the contiguous block at {first:#x} is not whole")
 
 
 def validate_buddy(k: Arena) -> set[int]:
@@ -211,27 +251,37 @@ def validate_buddy(k: Arena) -> set[int]:
     return free
 
 
-def validate_pages(k: Arena, mapped: Counter[int], entire: Counter[int], free: set[int]) -> None:
-    """Each page below the frontier is free or used by exactly one thing, with true counts."""
-    held = Counter[int]()
+def validate_pages(
+    k: Arena, mapped: Counter[int], entire: Counter[int], free: set[int], owners: Owners
+) -> list[int]:
+    """
+    Each page below the frontier is free or used by exactly one thing, with true counts; return the
+    folios that are mapped in part only.
+    """
+    held, partly = Counter[int](), []
     anon_mapped = file_mapped = 0
+    for pfn in (*mapped, *entire):
+        if pfn in free:
+            raise VmBug(f"page {pfn:#x} is free and mapped")
     pfn, frontier = 0, k.zone[ZONE_FRONTIER]
     while pfn < frontier:
-        if pfn in free:
-            _check(pfn not in mapped, f"page {pfn:#x} is free and mapped")
-            pfn += 1
-            continue
         base = pfn * _P
         flags, order = k.page[base + PAGE_FLAGS], k.page[base + PAGE_ORDER]
         nr = 1 << order
-        if not flags & PG_reserved:
-            _check(k.page[base + PAGE_REFCOUNT] > 0, f"page {pfn:#x} is neither free nor held")
-            user = {PG_anon: ZONE_ANON, PG_file: ZONE_CACHE, PG_table: ZONE_TABLE}.get(
-                flags & (PG_anon | PG_file | PG_table), 0
-            )
-            _check(user != 0, f"page {pfn:#x}: flags {flags:#x} name no single user")
+        if flags & PG_buddy:
+            _check(pfn in free, f"free block {pfn:#x} is in no list")
+        elif not flags & PG_reserved:
+            if not k.page[base + PAGE_REFCOUNT]:
+                raise VmBug(f"page {pfn:#x} is neither free nor held")
+            user = _USERS.get(flags & (PG_anon | PG_file | PG_table), 0)
+            if not user:
+                raise VmBug(f"page {pfn:#x}: flags {flags:#x} name no single user")
             held[user] += nr
-            pages = validate_folio(k, pfn, mapped, entire[pfn])
+            pages = validate_folio(k, pfn, mapped, entire.get(pfn, 0))
+            if user == ZONE_ANON and pages < nr:
+                partly.append(pfn)
+            if order and k.config.mm_id:
+                validate_owners(k, pfn, owners.get(pfn, Counter()))
             anon_mapped += pages if user == ZONE_ANON else 0
             file_mapped += pages if user == ZONE_CACHE else 0
         pfn += nr
@@ -241,6 +291,7 @@ def validate_pages(k: Arena, mapped: Counter[int], entire: Counter[int], free: s
         )
     _check(anon_mapped == k.vmstat[VM_nr_anon_pages], f"{anon_mapped} anonymous pages mapped")
     _check(file_mapped == k.vmstat[VM_nr_mapped], f"{file_mapped} file pages mapped")
+    return partly
 
 
 def validate_folio(k: Arena, folio: int, mapped: Counter[int], entire: int) -> int:
@@ -251,47 +302,66 @@ def validate_folio(k: Arena, folio: int, mapped: Counter[int], entire: int) -> i
         entire: huge entries that map it.
     """
     base = folio * _P
-    flags, order = k.page[base + PAGE_FLAGS], k.page[base + PAGE_ORDER]
+    order = k.page[base + PAGE_ORDER]
     nr = 1 << order
+    records = k.page[base : base + nr * _P].tolist()
+    counts, marks = records[PAGE_MAPCOUNT::_P], records[PAGE_FLAGS::_P]
     pages = total = 0
-    for page in range(folio, folio + nr):
-        count = k.page[page * _P + PAGE_MAPCOUNT]
-        _check(
-            k.page[page * _P + PAGE_HEAD] == folio,
-            f"page {page:#x} has another head than {folio:#x}",
-        )
-        _check(
-            count == mapped[page], f"page {page:#x}: mapped {mapped[page]} times, counted {count}"
-        )
-        exclusive = k.page[page * _P + PAGE_FLAGS] & PG_exclusive
-        many = count + entire > 1
-        _check(
-            not exclusive or not many,
-            f"page {page:#x} is exclusive and mapped {count + entire} times",
-        )
+    for i, (head, count, mark) in enumerate(
+        zip(records[PAGE_HEAD::_P], counts, marks, strict=True)
+    ):
+        if head != folio:
+            raise VmBug(f"page {folio + i:#x} has another head than {folio:#x}")
+        found = mapped.get(folio + i, 0)
+        if count != found:
+            raise VmBug(f"page {folio + i:#x}: mapped {found} times, counted {count}")
+        if mark & PG_exclusive and count + entire > 1:
+            raise VmBug(f"page {folio + i:#x} is exclusive and mapped {count + entire} times")
         pages += count > 0
         total += count
+    flags = marks[0]
     if flags & PG_table:
         return 0
     extra = 1 if flags & PG_file else 0
-    refs = k.page[base + PAGE_REFCOUNT]
-    _check(
-        refs == total + entire + extra,
-        f"folio {folio:#x}: {refs} references, {total + entire} mappings",
-    )
+    refs = records[PAGE_REFCOUNT]
+    if refs != total + entire + extra:
+        raise VmBug(f"folio {folio:#x}: {refs} references, {total + entire} mappings")
     if order:
         for what, field, value in (
             ("pages mapped", FOLIO_NR_PAGES_MAPPED, pages),
             ("mappings", FOLIO_LARGE_MAPCOUNT, total + entire),
             ("huge entries", FOLIO_ENTIRE_MAPCOUNT, entire),
         ):
-            _check(value == k.page[base + field], f"folio {folio:#x}: {value} {what}")
-        partial = flags & PG_partially_mapped
+            _check(value == records[field], f"folio {folio:#x}: {value} {what}")
         _check(
-            not partial or bool(flags & PG_deferred),
+            not flags & PG_partially_mapped or bool(flags & PG_deferred),
             f"folio {folio:#x} partly mapped but not queued",
         )
     return nr if entire else pages
+
+
+def validate_owners(k: Arena, folio: int, found: Counter[int]) -> None:
+    """
+    Who owns a large folio (MM_ID): a slot never counts more than the mm has, and a folio of several
+    mms is marked as shared.
+
+    It may count less: what an mm mapped while both slots were taken is in none.
+    """
+    base = folio * _P
+    slots_ = [(k.page[base + s], k.page[base + s + 1]) for s in (FOLIO_MM0, FOLIO_MM1)]
+    for mm, count in slots_:
+        _check(
+            (0 < count <= found[mm]) if mm else not count,
+            f"folio {folio:#x}: mm {mm} has {found[mm]} mappings, its slot {count}",
+        )
+    _check(
+        not slots_[0][0] or slots_[0][0] != slots_[1][0],
+        f"folio {folio:#x}: one owner in two slots",
+    )
+    _check(
+        sum(n > 0 for n in found.values()) < 2 or bool(k.page[base + FOLIO_MAYBE_SHARED]),
+        f"folio {folio:#x} is mapped by several mms but not marked as shared",
+    )
 
 
 def validate_split_queue(k: Arena) -> None:

@@ -23,6 +23,7 @@ from .vm_flags import (
     VM_ACCESS_FLAGS,
     VM_FAULT_OOM,
     VM_FAULT_SIGSEGV,
+    VM_READ,
     VM_WRITE,
 )
 from .vma import vma_lookup, vmas_in
@@ -84,6 +85,8 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
         base = vma * _V
         if k.vma[base + VMA_START] > at:
             return -ENOMEM
+        if not k.vma[base + VMA_FLAGS] & (VM_WRITE if write else VM_READ):
+            return -EINVAL
         stop = min(end, k.vma[base + VMA_END])
         while at < stop:
             error = access(k, mm, at, write)

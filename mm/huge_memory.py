@@ -15,7 +15,13 @@ from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
 from .contpte import set_ptes
-from .folio import count_task_folio, folio_put, update_hiwater_rss, vma_alloc_zeroed_movable_folio
+from .folio import (
+    count_task_folio,
+    folio_put,
+    mem_cgroup_charge,
+    update_hiwater_rss,
+    vma_alloc_zeroed_movable_folio,
+)
 from .layout import (
     MM_ANONPAGES,
     MM_HUGE_PTE,
@@ -223,37 +229,41 @@ def do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
 
 def __do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
     """Map a new PMD-sized folio where ``place`` is none."""
-    vma, mm, order = vmf.vma, vmf.mm, k.pmd_order
-    folio = vma_alloc_anon_folio_pmd(k, vma, vmf.address)
+    folio = vma_alloc_anon_folio_pmd(k, vmf.vma, vmf.address)
     if not folio:
         return VM_FAULT_FALLBACK
-    table = pte_alloc_one(k, mm)
+    table = pte_alloc_one(k, vmf.mm)
     if not table:
         folio_put(k, folio)
         return VM_FAULT_OOM
+    pgtable_trans_huge_deposit(k, vmf.mm, table)
+    map_anon_folio_pmd(k, vmf, place, folio)
+    return 0
+
+
+def map_anon_folio_pmd(k: Arena, vmf: VmFault, place: int, folio: int) -> None:
+    """Map a new PMD-sized folio by the entry at ``place``; its page table is in reserve already."""
+    vma, mm, order = vmf.vma, vmf.mm, k.pmd_order
     entry = mk_pte(k, folio, k.vma[vma * _V + VMA_PAGE_PROT])
     entry = pte_mkyoung(k, pte_mkdirty(k, entry))
     if k.vma[vma * _V + VMA_FLAGS] & VM_WRITE:
         entry = pte_mkwrite(k, entry)
     start = vmf.address & -k.pmd_size
     folio_add_new_anon_rmap_range(k, folio, folio, 1 << order, vma, start, by_pmd=True)
-    pgtable_trans_huge_deposit(k, mm, table)
     k.phys[place] = pmd_mkhuge(k, entry)
     k.mm[mm * _M + MM_ANONPAGES] += 1 << order
-    if k.config.underused_queue and k.knobs.shrink_underused:
-        deferred_split_folio(k, folio, partially_mapped=False)
+    deferred_split_folio(k, folio, partially_mapped=False)
     k.vmstat[VM_thp_fault_alloc] += 1
     k.mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + order] += 1
     k.event[EV_anon_fault * NR_ORDERS + order] += 1
     count_task_folio(k, order)
-    return 0
 
 
 def vma_alloc_anon_folio_pmd(k: Arena, vma: int, address: int) -> int:
     """Return a charged, zeroed PMD-sized folio; 0, with the counters moved, when it cannot be had."""
     order = k.pmd_order
     folio = vma_alloc_zeroed_movable_folio(k, address, order, thp_direct_reclaim(k, vma))
-    if folio and k.inject is not None and k.inject.should_fail_charge():
+    if folio and not mem_cgroup_charge(k):
         folio_put(k, folio)
         folio = 0
         k.mthp_stat[MTHP_anon_fault_fallback_charge * NR_ORDERS + order] += 1
@@ -272,7 +282,7 @@ def do_huge_pmd_wp_page(k: Arena, vmf: VmFault, place: int) -> int:
     """
     vma, pmd = vmf.vma, k.phys[place]
     if pte_special(k, pmd):
-        if k.config.huge_zero_cow and thp_vma_allowable_orders(k, vma, 1 << k.pmd_order):
+        if k.config.huge_zero_cow:
             return do_huge_zero_wp_pmd(k, vmf, place)
         __split_huge_pmd(k, vma, place)
         return VM_FAULT_FALLBACK
@@ -292,18 +302,12 @@ def do_huge_pmd_wp_page(k: Arena, vmf: VmFault, place: int) -> int:
 
 
 def do_huge_zero_wp_pmd(k: Arena, vmf: VmFault, place: int) -> int:
-    """Put a new folio in the place of the huge zero folio (6.13)."""
-    pmd, k.phys[place] = k.phys[place], 0
-    table = pgtable_trans_huge_withdraw(k, vmf.mm)
-    pte_free(k, vmf.mm, table)
-    error = __do_huge_pmd_anonymous_page(k, vmf, place)
-    if error:
-        table = pte_alloc_one(k, vmf.mm)
-        assert table, "the table that was just freed is there"
-        pgtable_trans_huge_deposit(k, vmf.mm, table)
-        k.phys[place] = pmd
+    """Put a new folio in the place of the huge zero folio, whatever the size's knob says now (6.13)."""
+    folio = vma_alloc_anon_folio_pmd(k, vmf.vma, vmf.address)
+    if not folio:
         __split_huge_pmd(k, vmf.vma, place)
         return VM_FAULT_FALLBACK
+    map_anon_folio_pmd(k, vmf, place, folio)
     return 0
 
 
@@ -402,7 +406,7 @@ def change_huge_pmd(k: Arena, vma: int, place: int) -> None:
 
 
 def move_huge_pmd(k: Arena, mm: int, source: int, to: int) -> bool:
-    """Move a huge entry to another PMD-aligned address; False without memory, or where a table is."""
+    """Move a PMD entry, huge or of a table, to another aligned address; False without memory or room."""
     place = pmd_alloc(k, mm, to)
     if not place or k.phys[place]:
         return False

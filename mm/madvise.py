@@ -2,8 +2,8 @@
 """
 madvise: memory dropped, and hints kept in VM_* flags.
 
-SIMPLIFIED: MADV_FREE keeps the memory, as a machine with enough of it does; MADV_PAGEOUT is
-MADV_COLD, there is no swap; MADV_WILLNEED and the rest change nothing.
+SIMPLIFIED: MADV_FREE keeps the memory, as a machine with enough of it does; there is no swap;
+MADV_WILLNEED, _REMOVE, _MERGEABLE and guard regions change nothing.
 """
 
 from __future__ import annotations
@@ -53,15 +53,21 @@ from .vm_flags import (
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
+    MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
     MADV_PAGEOUT,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
+    MADV_REMOVE,
     MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
+    MADV_WILLNEED,
     MADV_WIPEONFORK,
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -94,12 +100,34 @@ _FLAGS = {
     MADV_KEEPONFORK: (VM_WIPEONFORK, 0),
 }
 
+#: Advice that may drop, age, split or populate memory, or that changes nothing here.
+_KNOWN = _FLAGS.keys() | {
+    MADV_WILLNEED,
+    MADV_DONTNEED,
+    MADV_FREE,
+    MADV_REMOVE,
+    MADV_COLD,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_DONTNEED_LOCKED,
+    MADV_COLLAPSE,
+    MADV_MERGEABLE,
+    MADV_UNMERGEABLE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+}
+
 
 def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
     """Apply MADV_* advice to [start, start + length); return 0 or a negative errno."""
     length = -(-length // k.page_size) * k.page_size
     if start & ~k.page_mask:
         return -EINVAL
+    if advice not in _KNOWN:
+        return -EINVAL
+    if not length:
+        return 0
     end = start + length
     if advice in _FLAGS:
         return madvise_vma_flags(k, mm, start, end, advice)
@@ -115,23 +143,24 @@ def do_madvise(k: Arena, mm: int, start: int, length: int, advice: int) -> int:
             error = -ENOMEM
         at = high
         locked = k.vma[base + VMA_FLAGS] & VM_LOCKED
-        if locked and advice in (MADV_DONTNEED, MADV_COLD, MADV_PAGEOUT):
+        if locked and advice in (MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT):
             return -EINVAL
         if advice == MADV_FREE and k.vma[base + VMA_FILE]:
             return -EINVAL
         if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
             zap_page_range(k, vma, low, high)
         elif advice in (MADV_FREE, MADV_COLD, MADV_PAGEOUT):
-            madvise_folio_range(k, vma, low, high, free=advice == MADV_FREE)
+            madvise_folio_range(k, vma, low, high, advice)
     return error if at >= end else -ENOMEM
 
 
-def madvise_folio_range(k: Arena, vma: int, start: int, end: int, *, free: bool) -> None:
+def madvise_folio_range(k: Arena, vma: int, start: int, end: int, advice: int) -> None:
     """
-    Deactivate what a VMA maps in [start, end), or with ``free`` let it be dropped.
+    Deactivate what a VMA maps in [start, end), page it out (MADV_PAGEOUT) or let it be dropped (MADV_FREE).
 
     Mirrors: madvise_free_pte_range() and madvise_cold_or_pageout_pte_range(), v6.12 (spec 5.11): a
     large folio that lies in the range with a part only is split at once, unless others may map it.
+    Without swap a large folio that is to be paged out is split too, and its pages stay.
     """
     mm = k.vma[vma * _V + VMA_MM]
     address, place = next_pmd(k, mm, start, end)
@@ -141,18 +170,19 @@ def madvise_folio_range(k: Arena, vma: int, start: int, end: int, *, free: bool)
         if pmd_trans_huge(k, pmd):
             folio = pte_pfn(k, pmd)
             if not pte_special(k, pmd) and not folio_maybe_mapped_shared(k, folio):
-                if stop - address == k.pmd_size:
-                    age_entry(k, place, free)
-                elif split_folio(k, folio):
+                whole = stop - address == k.pmd_size
+                if (not whole or advice == MADV_PAGEOUT) and split_folio(k, folio):
                     continue
+                if whole:
+                    age_entry(k, place, advice)
         else:
             madvise_pte_range(
-                k, pte_in_table(k, pmd, address), stop - address >> k.page_shift, free
+                k, pte_in_table(k, pmd, address), stop - address >> k.page_shift, advice
             )
         address, place = next_pmd(k, mm, stop, end)
 
 
-def madvise_pte_range(k: Arena, pte: int, nr: int, free: bool) -> None:
+def madvise_pte_range(k: Arena, pte: int, nr: int, advice: int) -> None:
     """Do it for nr entries of one table."""
     young, dirty, write = (a.mask for a in (k.arch.pte.young, k.arch.pte.dirty, k.arch.pte.write))
     end = pte + nr
@@ -177,18 +207,20 @@ def madvise_pte_range(k: Arena, pte: int, nr: int, free: bool) -> None:
                 if folio_maybe_mapped_shared(k, folio) or not split_folio(k, folio):
                     pte += batch
                 continue
-        if total == 1 << order:
+        if total == 1 << order and order and advice == MADV_PAGEOUT:
+            split_folio(k, folio)
+        elif total == 1 << order:
             for at in range(pte, pte + batch):
-                age_entry(k, at, free)
-            if free:
+                age_entry(k, at, advice)
+            if advice == MADV_FREE:
                 k.page[folio * _P + PAGE_FLAGS] |= PG_lazyfree
         pte += batch
 
 
-def age_entry(k: Arena, place: int, free: bool) -> None:
+def age_entry(k: Arena, place: int, advice: int) -> None:
     """Make an entry old, and clean if its page may be dropped."""
     entry = pte_mkold(k, k.phys[place])
-    k.phys[place] = pte_mkclean(k, entry) if free else entry
+    k.phys[place] = pte_mkclean(k, entry) if advice == MADV_FREE else entry
 
 
 def madvise_vma_flags(k: Arena, mm: int, start: int, end: int, advice: int) -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import set_pte
+from .contpte import set_pte, set_ptes, unfold_edges
+from .fault import fault_in
 from .huge_memory import change_huge_pmd
 from .layout import (
     NR_ORDERS,
@@ -34,7 +35,16 @@ from .pgtable import (
     pte_special,
     vm_get_page_prot,
 )
-from .vm_flags import EINVAL, ENOMEM, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_NORESERVE, VM_SHARED, VM_WRITE
+from .vm_flags import (
+    EINVAL,
+    ENOMEM,
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_LOCKED,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_WRITE,
+)
 from .vma import split_vma, vma_lookup, vma_merge
 
 if TYPE_CHECKING:
@@ -60,8 +70,11 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
         flags = k.vma[base + VMA_FLAGS] & ~VM_ACCESS_FLAGS | prot & VM_ACCESS_FLAGS
         if prot & VM_WRITE and not flags & (VM_SHARED | VM_NORESERVE):
             flags |= VM_ACCOUNT  # it stays when the right to write goes
+        old = k.vma[base + VMA_FLAGS]
         if not vma_set_flags(k, vma, at, stop, flags):
             return -ENOMEM
+        if old & (VM_LOCKED | VM_WRITE | VM_SHARED) == VM_LOCKED and flags & VM_WRITE:
+            fault_in(k, mm, at, stop, write=True)  # locked memory is there at once; errors pass
         at = stop
     return 0
 
@@ -115,26 +128,55 @@ def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
     Change nr entries of one table.
 
     Write permission comes back at once only for exclusive pages of a private mapping; any other
-    page asks by a fault (spec 5.10).
+    page asks by a fault (spec 5.10). From 6.17 (MPROTECT_BATCH) entries that end up alike are
+    written together, which decides whether contiguous blocks fold again.
     """
-    base = vma * _V
-    prot = k.vma[base + VMA_PAGE_PROT]
-    flags = k.vma[base + VMA_FLAGS]
-    may_write = flags & VM_WRITE and not flags & VM_SHARED
     end = pte + nr
     while True:
         pte += k.ops.check_ptes_none(pte, end - pte)
         if pte >= end:
             return
         entry = k.phys[pte] & ~k.cont_bit
-        new = pte_modify(k, entry, prot)
-        if not pte_special(k, entry):
-            page = pte_pfn(k, entry)
-            folio = k.page[page * _P + PAGE_HEAD]
-            if k.page[folio * _P + PAGE_FLAGS] & PG_anon:
-                order = k.page[folio * _P + PAGE_ORDER]
-                k.event[EV_mprotect_anon * NR_ORDERS + order] += 1
-                if may_write and k.page[page * _P + PAGE_FLAGS] & PG_exclusive:
-                    new = pte_mkwrite(k, new)
+        page = pte_pfn(k, entry)
+        folio = k.page[page * _P + PAGE_HEAD]
+        anonymous = not pte_special(k, entry) and k.page[folio * _P + PAGE_FLAGS] & PG_anon
+        if not anonymous:
+            set_pte(k, pte, pte_modify(k, entry, k.vma[vma * _V + VMA_PAGE_PROT]))
+            pte += 1
+            continue
+        order = k.page[folio * _P + PAGE_ORDER]
+        batch = 1
+        if order and k.config.mprotect_batch:
+            ignore = k.arch.pte.young.mask | k.arch.pte.dirty.mask | k.cont_bit
+            most = min(folio + (1 << order) - page, end - pte)
+            batch = exclusive_batch(k, page, k.ops.folio_pte_batch(pte, ignore, most))
+        change_batch(k, vma, pte, batch)
+        k.event[EV_mprotect_anon * NR_ORDERS + order] += batch
+        pte += batch
+
+
+def exclusive_batch(k: Arena, page: int, nr: int) -> int:
+    """Return how many of nr pages are exclusive as the first, or not, as it is."""
+    first = k.page[page * _P + PAGE_FLAGS] & PG_exclusive
+    for i in range(1, nr):
+        if k.page[(page + i) * _P + PAGE_FLAGS] & PG_exclusive != first:
+            return i
+    return nr
+
+
+def change_batch(k: Arena, vma: int, pte: int, nr: int) -> None:
+    """Give nr pages that are alike their VMA's protection; young and dirty of any are those of all."""
+    base = vma * _V
+    flags = k.vma[base + VMA_FLAGS]
+    entry = k.phys[pte] & ~k.cont_bit
+    for other in k.phys[pte + 1 : pte + nr].tolist():
+        entry |= other & (k.arch.pte.young.on | k.arch.pte.dirty.on)
+    new = pte_modify(k, entry, k.vma[base + VMA_PAGE_PROT])
+    exclusive = k.page[pte_pfn(k, entry) * _P + PAGE_FLAGS] & PG_exclusive
+    if exclusive and flags & VM_WRITE and not flags & VM_SHARED:
+        new = pte_mkwrite(k, new)
+    if nr == 1:
         set_pte(k, pte, new)
-        pte += 1
+        return
+    unfold_edges(k, pte, nr)
+    set_ptes(k, pte, new, nr)

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""
-mremap: a mapping grows, shrinks or moves.
-
-SIMPLIFIED: entries are moved one by one, never a whole page table at once (HAVE_MOVE_PMD): where
-both addresses are PMD-aligned a real kernel allocates and frees fewer page-table pages.
-"""
+"""mremap: a mapping grows, shrinks or moves."""
 
 from __future__ import annotations
 
@@ -25,10 +20,11 @@ from .layout import (
     VMA_START,
     EV_mremap_pages,
 )
+from .mlock import populate
 from .mmap import do_munmap
 from .pgtable import next_pmd, pmd_addr_end, pmd_trans_huge, pte_alloc_map, pte_in_table
 from .rmap import anon_vma_clone
-from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP, MREMAP_FIXED, VM_SHARED
+from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP, MREMAP_FIXED, VM_LOCKED, VM_SHARED
 from .vma import (
     SYSCTL_MAX_MAP_COUNT,
     vm_area_alloc,
@@ -48,16 +44,19 @@ def do_mremap(
     """
     Resize [address, address + old_len) to new_len bytes, at ``to``; return 0 or a negative errno.
 
-    The caller has chosen ``to``: address itself when the mapping stays. A mapping that is there is
-    replaced.
+    The caller has chosen ``to``: address itself when the mapping stays, which MREMAP_FIXED cannot
+    ask for. A mapping that is there is replaced.
     """
     old_len = -(-old_len // k.page_size) * k.page_size
     new_len = -(-new_len // k.page_size) * k.page_size
-    if (address | to) & ~k.page_mask or not new_len or to + new_len > k.task_size:
+    if address & ~k.page_mask or not new_len or (flags & MREMAP_DONTUNMAP and new_len != old_len):
         return -EINVAL
-    if flags & MREMAP_DONTUNMAP and new_len != old_len:
+    if not k.config.mremap_multi and not vma_lookup(k, mm, address):
+        return -EFAULT  # up to 6.16 found before the target is looked at
+    if to & ~k.page_mask or to + new_len > k.task_size:
         return -EINVAL
-    if to != address and address < to + new_len and to < address + old_len:
+    stays = to == address and not flags & MREMAP_FIXED
+    if not stays and address < to + new_len and to < address + old_len:
         return -EINVAL
     if to != address and k.config.mremap_multi and new_len == old_len and flags & MREMAP_FIXED:
         return _move_all(k, mm, address, old_len, to, flags)
@@ -77,10 +76,16 @@ def do_mremap(
         return -EFAULT
     if not old_len and not k.vma[vma * _V + VMA_FLAGS] & VM_SHARED:
         return -EINVAL
+    locked = k.vma[vma * _V + VMA_FLAGS] & VM_LOCKED
     if to == address:
-        return _grow(k, mm, vma, address + old_len, new_len - old_len)
-    error = do_munmap(k, mm, to, new_len)
-    return error or _move(k, mm, vma_lookup(k, mm, address), address, old_len, to, new_len, flags)
+        error = _grow(k, mm, vma, address + old_len, new_len - old_len)
+    else:
+        error = do_munmap(k, mm, to, new_len)
+        vma = vma_lookup(k, mm, address)
+        error = error or _move(k, mm, vma, address, old_len, to, new_len, flags)
+    if locked and not error:
+        populate(k, mm, to + old_len, to + new_len)  # what it cannot have is not an error here
+    return error
 
 
 def _move_all(k: Arena, mm: int, start: int, length: int, to: int, flags: int) -> int:
@@ -139,8 +144,9 @@ def _move(
     anon_vma_clone(k, new, vma)
     vma_link(k, new)
     if not move_page_tables(k, mm, address, address + old_len, to):
+        back = move_page_tables(k, mm, to, to + old_len, address)
         error = do_munmap(k, mm, to, new_len)
-        assert not error, "the new VMA goes as a whole"
+        assert back and not error, "the source's tables are there, the new VMA goes as a whole"
         return -ENOMEM
     if old_len and not flags & MREMAP_DONTUNMAP:  # nothing of old: a second view of shared memory
         error = do_munmap(k, mm, address, old_len)
@@ -153,7 +159,8 @@ def move_page_tables(k: Arena, mm: int, start: int, end: int, to: int) -> bool:
     """
     Move the entries of [start, end) to where ``to`` begins; False, with some moved, without memory.
 
-    A huge entry moves as one where both addresses are PMD-aligned, else it is split.
+    Where both addresses are PMD-aligned a huge entry moves as one, and so does a whole page table
+    (HAVE_MOVE_PMD); elsewhere a huge entry is split and a table's entries move one by one.
     """
     address, place = next_pmd(k, mm, start, end)
     while place:
@@ -167,7 +174,7 @@ def move_page_tables(k: Arena, mm: int, start: int, end: int, to: int) -> bool:
             if not whole or not move_huge_pmd(k, mm, place, target):
                 __split_huge_pmd(k, vma_lookup(k, mm, address), place)
                 continue
-        else:
+        elif stop - address != k.pmd_size or not move_huge_pmd(k, mm, place, target):
             new = pte_alloc_map(k, mm, target)
             if not new:
                 return False

@@ -42,6 +42,7 @@ from .layout import (
     PG_buddy,
     PG_reserved,
     VM_allocstall_movable,
+    VM_oom_kill,
     VM_pgalloc_movable,
     VM_pgfree,
 )
@@ -186,6 +187,7 @@ def folio_alloc(k: Arena, order: int, flags: int, user: int, reclaim: bool = Tru
     while not pfn and reclaim and any(shrink(k) for shrink in k.shrinkers):
         pfn = alloc_pages(k, order)
     if not pfn:
+        k.vmstat[VM_oom_kill] += not order
         return 0
     if order:
         k.ops.prep_compound_page(pfn, order, flags)

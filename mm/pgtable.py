@@ -291,17 +291,17 @@ def next_pmd(k: Arena, mm: int, address: int, end: int) -> tuple[int, int]:
     """
     while address < end:
         table = k.mm[mm * MM_RECORD + MM_PGD]
-        for shift, mask in k.upper_levels:
-            entry = k.phys[(table << k.table_shift) + (address >> shift & mask)]
+        for shift, mask in k.levels:
+            index = address >> shift & mask
+            place = (table << k.table_shift) + index
+            entry = k.phys[place]
             if not entry:
-                address = ((address >> shift) + 1) << shift
+                most = min(mask + 1 - index, (end - 1 >> shift) - (address >> shift) + 1)
+                address = (address >> shift) + k.ops.check_ptes_none(place, most) << shift
                 break
             table = pte_pfn(k, entry)
         else:
-            place = (table << k.table_shift) + (address >> k.pmd_shift & k.pmd_mask)
-            if k.phys[place]:
-                return address, place
-            address = ((address >> k.pmd_shift) + 1) << k.pmd_shift
+            return address, place
     return end, 0
 
 

@@ -212,12 +212,14 @@ class PyRanges:
             if not folio or not page[folio * _P + PAGE_FLAGS] & PG_anon:
                 run[RUN_REASON] = EXIT_OTHER
                 return
-            if not run[RUN_ROOM]:
+            cut = run[RUN_BATCH] < 2
+            if cut and not run[RUN_ROOM]:
                 run[RUN_REASON] = EXIT_FULL
                 return
             order = page[folio * _P + PAGE_ORDER]
             most = folio + (1 << order) - first if run[RUN_BATCH] else 1
-            nr = self._zap_batch(run[RUN_PTE], min(most, run[RUN_NR], run[RUN_ROOM]))
+            room = run[RUN_ROOM] if cut else most
+            nr = self._zap_batch(run[RUN_PTE], min(most, run[RUN_NR], room))
             self.clear_ptes(run[RUN_PTE], nr)
             unmapped = self.folio_remove_rmap_range(folio, first, nr)
             by_pmd = order and page[folio * _P + FOLIO_ENTIRE_MAPCOUNT]
@@ -229,7 +231,8 @@ class PyRanges:
             page[folio * _P + PAGE_REFCOUNT] -= nr
             run[RUN_PTE] += nr
             run[RUN_NR] -= nr
-            run[RUN_ROOM] -= nr
+            if cut:
+                run[RUN_ROOM] -= nr
             run[RUN_FOLIO] = folio
             mapped = page[folio * _P + FOLIO_NR_PAGES_MAPPED] if order else 0
             if order and unmapped and not by_pmd and (mapped or not run[RUN_BATCH]):

@@ -112,20 +112,25 @@ def folio_dup_anon_rmap_ptes(k: Arena, folio: int, page: int, nr: int, mm: int) 
 
 
 def page_remove_rmap(k: Arena, folio: int, page: int, mm: int) -> None:
-    """
-    Take one mapping of mm from one page of an anonymous folio.
+    """Take one mapping of mm from one page of an anonymous folio."""
+    folio_remove_rmap_ptes(k, folio, page, 1, mm)
 
-    In v1 a large folio is queued for splitting whenever this was the page's last mapping, even the
+
+def folio_remove_rmap_ptes(k: Arena, folio: int, page: int, nr: int, mm: int) -> None:
+    """
+    Take one mapping of mm from each of nr pages of an anonymous folio.
+
+    In v1 a large folio is queued for splitting whenever this was a page's last mapping, even the
     folio's last (v1 patch 6): the folio then leaves the queue when it is freed. Since v6.10 only
     while others stay.
     """
-    unmapped = k.ops.folio_remove_rmap_range(folio, page, 1)
+    unmapped = k.ops.folio_remove_rmap_range(folio, page, nr)
     base = folio * _P
     if not k.page[base + PAGE_ORDER]:
         k.vmstat[VM_nr_anon_pages] -= unmapped
         return
     if k.config.mm_id:
-        k.ops.folio_sub_mm(folio, mm, 1)
+        k.ops.folio_sub_mm(folio, mm, nr)
     if unmapped and not k.page[base + FOLIO_ENTIRE_MAPCOUNT]:
         k.vmstat[VM_nr_anon_pages] -= unmapped
         if k.config.policy != "mthp" or k.page[base + FOLIO_NR_PAGES_MAPPED]:

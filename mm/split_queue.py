@@ -33,15 +33,19 @@ def deferred_split_folio(k: Arena, folio: int, partially_mapped: bool = True) ->
     Args:
         partially_mapped: a page of it was unmapped while others stayed. Counted once a folio; the
         mark
-            stays until the folio is split or freed, also when it is mapped whole again (6.12).
+            stays until the folio is split or freed, also when it is mapped whole again (6.12). A
+            folio that is not is only put where the shrinker looks for underused ones (6.12).
     """
+    if not partially_mapped and not (k.config.underused_queue and k.knobs.shrink_underused):
+        return
     page, zone = k.page, k.zone
     base = folio * _P
     flags = page[base + PAGE_FLAGS]
     if partially_mapped and not flags & PG_partially_mapped:
         page[base + PAGE_FLAGS] |= PG_partially_mapped
         order = page[base + PAGE_ORDER]
-        k.vmstat[VM_thp_deferred_split_page] += 1
+        if k.config.policy != "mthp" or order == k.pmd_order:
+            k.vmstat[VM_thp_deferred_split_page] += 1
         k.mthp_stat[MTHP_split_deferred * NR_ORDERS + order] += 1
         k.mthp_stat[MTHP_nr_anon_partially_mapped * NR_ORDERS + order] += 1
     if flags & PG_deferred:

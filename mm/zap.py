@@ -40,6 +40,7 @@ from .pgtable import (
     next_pmd,
     pmd_addr_end,
     pmd_trans_huge,
+    pte_free,
     pte_in_table,
     pte_pfn,
     pte_present,
@@ -67,8 +68,13 @@ def tlb_gather_mmu(k: Arena) -> None:
     k.run[RUN_ROOM] = tlb_capacity(k)
 
 
-def unmap_page_range(k: Arena, vma: int, start: int, end: int) -> None:
-    """Unmap what a VMA maps in [start, end), PMD by PMD; a huge entry covered in part is split first."""
+def unmap_page_range(k: Arena, vma: int, start: int, end: int, reclaim_pt: bool = False) -> None:
+    """
+    Unmap what a VMA maps in [start, end), PMD by PMD; a huge entry covered in part is split first.
+
+    Args:
+        reclaim_pt: free page tables whose whole range was unmapped, too.
+    """
     mm = k.vma[vma * _V + VMA_MM]
     address, place = next_pmd(k, mm, start, end)
     while place:
@@ -81,6 +87,9 @@ def unmap_page_range(k: Arena, vma: int, start: int, end: int) -> None:
             __split_huge_pmd(k, vma, place)
         pte = pte_in_table(k, k.phys[place], address)
         zap_pte_range(k, vma, mm, pte, stop - address >> k.page_shift)
+        if reclaim_pt and stop - address == k.pmd_size:
+            table, k.phys[place] = pte_pfn(k, k.phys[place]), 0
+            pte_free(k, mm, table)
         address, place = next_pmd(k, mm, stop, end)
 
 
@@ -88,15 +97,17 @@ def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
     """
     Unmap a run of nr entries of one table (patch 7, spec 1.7).
 
-    Pages of one folio that follow one another go in one batch in an anonymous VMA; a batch ends
-    where the mmu_gather is full. The folio that lost its last reference is freed at once.
+    Pages of one folio that follow one another go in one batch; in v1 in an anonymous VMA only, and a
+    batch ends where the mmu_gather is full, which mainline (6.9) does not let cut a folio. The folio
+    that lost its last reference is freed at once.
     """
     unfold_edges(k, pte, nr)
     run = k.run
     run[RUN_PTE] = pte
     run[RUN_NR] = nr
     run[RUN_MM] = mm
-    run[RUN_BATCH] = k.config.zap_batch and not k.vma[vma * _V + VMA_FILE]
+    batched = k.config.zap_batch and not k.vma[vma * _V + VMA_FILE]
+    run[RUN_BATCH] = 2 if k.config.policy == "mthp" else batched
     zap = k.ops.zap_ptes
     while True:
         zap()
@@ -137,7 +148,11 @@ def zap_other_pte(k: Arena, mm: int) -> None:
 
 
 def zap_page_range(k: Arena, vma: int, start: int, end: int) -> None:
-    """Unmap what a VMA maps in [start, end), which lies in it; page tables stay (MADV_DONTNEED)."""
+    """
+    Unmap what a VMA maps in [start, end), which lies in it (MADV_DONTNEED).
+
+    Page tables stay, but with PT_RECLAIM those whose whole range was unmapped go.
+    """
     update_hiwater_rss(k, k.vma[vma * _V + VMA_MM])
     tlb_gather_mmu(k)
-    unmap_page_range(k, vma, start, end)
+    unmap_page_range(k, vma, start, end, k.config.pt_reclaim)

@@ -94,7 +94,11 @@ def machine_config(config: ResolvedConfig, memory: int = 0) -> Config:
         underused_queue=bool(config.get("THP_UNDERUSED_QUEUE")),
         mremap_multi=bool(config.get("MREMAP_MULTI_VMA")),
         merge_faulted=bool(config.get("MERGE_FAULTED_VMA")),
+        mprotect_batch=bool(config.get("MPROTECT_BATCH")),
+        pt_reclaim=bool(config.get("PT_RECLAIM")),
         pagemap_pmd_head=bool(config.get("PAGEMAP_PMD_HEAD")),
+        collapse_batch=bool(config.get("COLLAPSE_BATCH")),
+        collapse_read_only=bool(config.get("COLLAPSE_READ_ONLY")),
     )
 
 

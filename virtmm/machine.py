@@ -24,7 +24,7 @@ from virtmm.mm.mlock import do_mlock
 from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special, walk_page_table
 from virtmm.mm.rmap import page_mapcount
 from virtmm.mm.slab import slab_alloc, slab_free
-from virtmm.mm.vm_flags import MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
+from virtmm.mm.vm_flags import MAP_LOCKED, MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -213,7 +213,7 @@ class Machine:
             self._count(layout.EV_mmap_file if file else layout.EV_mmap)
         if not by_exec and not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before:
             self._count(layout.EV_mmap_merge)
-        if not error and flags & MAP_POPULATE:
+        if not error and flags & (MAP_POPULATE | MAP_LOCKED):
             # The kernel maps what it can and says nothing; that memory ran out must not go unseen.
             populated = fault_in(k, mm, address, address + length, bool(prot & VM_WRITE))
             error = populated if populated == -ENOMEM else 0

@@ -3,7 +3,7 @@
 
 import pytest
 from virtmm.mm.contpte import pte_cont
-from virtmm.mm.vm_flags import MADV_DONTNEED, MADV_FREE, PROT_READ, PROT_WRITE
+from virtmm.mm.vm_flags import MADV_DONTNEED, MADV_FREE, PROT_EXEC, PROT_READ, PROT_WRITE
 
 NEW = "linux-7.3"
 
@@ -102,3 +102,24 @@ def test_young_and_dirty_are_those_of_the_block(m):
     m.write(5)
     assert {m.entry(p) & dirty.mask for p in range(16)} == {dirty.on}
     assert {m.entry(p) & dirty.mask for p in range(16, 32)} == {dirty.off}
+
+
+@pytest.mark.parametrize(("defconfig", "folds"), [("linux-6.12", True), (NEW, False)])
+def test_two_halves_made_alike_fold_again_up_to_6_16(lab, defconfig, folds):
+    """From 6.17 mprotect writes each half by itself: neither is a whole block."""
+    m = lab(defconfig, knobs=["64kB=always"])
+    m.map(0, 16)
+    m.write(0)
+    size = m.page_size
+    assert m.mprotect(1, m.at(8), 8 * size, PROT_READ | PROT_EXEC) == 0
+    assert m.mprotect(1, m.at(0), 16 * size, PROT_READ) == 0
+    assert folded(m, 0, 16) == [folds]
+
+
+def test_pages_without_rights_are_not_folded_at_fork(lab):
+    m = lab(NEW, knobs=["64kB=always"])
+    m.map(0, 16)
+    m.write(0)
+    assert m.mprotect(1, m.at(0), 16 * m.page_size, 0) == 0
+    m.fork(1, 2)
+    assert folded(m, 0, 16, pid=2) == [False]

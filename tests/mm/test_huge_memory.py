@@ -11,6 +11,7 @@ from virtmm.mm.vm_flags import (
     MADV_FREE,
     MADV_HUGEPAGE,
     MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
     MAP_NORESERVE,
     PROT_READ,
     PROT_WRITE,
@@ -449,3 +450,96 @@ def test_layout_has_room_for_what_folios_keep():
     fields = [v for k, v in vars(layout).items() if k.startswith("FOLIO_")]
     assert len(set(fields)) == len(fields)
     assert max(fields) < 4 * 8
+
+
+# What a reviewer asked for
+
+
+def test_no_gather_cuts_a_folio_on_mainline(lab):
+    m = lab(NEW, knobs=["64kB=always"])
+    pages = 20000
+    m.map(0, pages)
+    m.write(*range(0, pages, 16))
+    m.unmap(0, pages)
+    assert m.stat("split_deferred", 4) == 0
+    assert m.memory()["anon"] == 0
+
+
+def test_only_pmd_sized_folios_count_as_thp_deferred_split_page(lab):
+    m = lab(NEW, knobs=["64kB=always"])
+    m.map(0, 16)
+    m.write(0)
+    m.unmap(0, 8)
+    assert m.stat("split_deferred", 4) == 1
+    assert m.vmstat()["thp_deferred_split_page"] == 0
+    m = map_huge(lab)
+    m.unmap(0, 8)
+    assert m.vmstat()["thp_deferred_split_page"] == 1
+
+
+def test_the_huge_zero_page_is_replaced_whatever_the_knob_says_now(lab):
+    m = lab(NEW, knobs=[HUGE], **PPC)
+    m.map(0, PMD)
+    m.read(3)
+    m.set("2048kB", "never")
+    tables = m.events()["pt_page_alloc"]
+    m.write(4)
+    assert pmd_mapped(m)
+    assert m.events()["pt_page_alloc"] == tables, "the table in reserve is used again"
+
+
+def test_pageout_without_swap_splits(lab):
+    m = lab(NEW, knobs=["64kB=always"])
+    m.map(0, 16)
+    m.write(0)
+    m.advise(0, 16, MADV_PAGEOUT)
+    assert m.orders(0, 16) == [0] * 16
+    assert m.stat("split", 4) == 1
+
+
+def test_a_whole_page_table_moves_as_one(lab):
+    m = lab(NEW, knobs=["512kB=always"], **PPC)
+    m.map(0, PMD)
+    m.write(*range(PMD))
+    tables = m.events()["pt_page_alloc"]
+    size = PMD * m.page_size
+    assert m.mremap(1, m.at(0), size, m.at(2 * PMD), size, 3) == 0
+    assert m.orders(2 * PMD, 3 * PMD) == [3] * PMD
+    assert m.events()["mremap_pages"] == 0
+    assert m.events()["pt_page_alloc"] == tables
+
+
+@pytest.mark.parametrize(("defconfig", "again"), [(OLD, 0), (NEW, 5)])
+def test_dontneed_of_a_whole_table_frees_it_since_6_14(lab, defconfig, again):
+    m = lab(defconfig, **PPC)
+    m.map(0, PMD)
+    m.write(0)
+    m.advise(0, PMD, MADV_DONTNEED)
+    m.set("2048kB", "always")
+    m.write(0)
+    [page] = pages(m, 0, 1)
+    assert page.order == again
+
+
+def test_what_locked_memory_grows_by_is_there_at_once(lab):
+    m = lab(NEW)
+    m.map(0, 2)
+    assert m.mlock(1, m.at(0), 2 * m.page_size) == 0
+    size = m.page_size
+    assert m.mremap(1, m.at(0), 2 * size, m.at(0), 6 * size) == 0
+    assert m.orders(0, 6) == [0] * 6
+
+
+@pytest.mark.parametrize(("defconfig", "errno"), [(OLD, -14), (NEW, -22)])
+def test_an_unmapped_source_is_found_before_a_bad_target_up_to_6_16(lab, defconfig, errno):
+    m = lab(defconfig)
+    size = m.page_size
+    assert m.mremap(1, m.at(0), size, m.at(8) + 1, size, 3) == errno
+
+
+@pytest.mark.parametrize("advice", [5, 30, -1])
+def test_unknown_advice_is_einval(lab, advice):
+    m = lab(NEW)
+    m.map(0, 1)
+    assert m.madvise(1, m.at(0), m.page_size, advice) == -22
+    assert m.madvise(1, m.at(0), 0, MADV_DONTNEED) == 0

@@ -147,7 +147,7 @@ class Replay:
 
     def _check(self, error: int) -> None:
         """Note what the virtual kernel refused; running out of memory ends the replay."""
-        if error == -12 and self.machine.vmstat()["allocstall_movable"]:
+        if error == -12 and self.machine.vmstat()["oom_kill"]:
             raise OutOfMemoryError
         if error:
             self.refused += 1
