@@ -35,6 +35,7 @@ from typing import Generic, NamedTuple, TypeVar
 Call = tuple[str, tuple[int, ...]]
 
 PROT_READ_WRITE = 3
+MREMAP_FIXED = 2
 MREMAP_DONTUNMAP = 4
 #: Addresses kept free above the start of a heap and below a stack.
 HEAP_ROOM = 64 << 30
@@ -439,7 +440,8 @@ class AddressSpace:
             if first in shared:  # the kernel does not resize what it also keeps
                 calls.append(("mremap", (first, goes, target, goes, flags | MREMAP_DONTUNMAP)))
                 if room > goes:
-                    calls.append(("mremap", (target, goes, target, room, flags)))
+                    grown = (target, goes, target, room, flags & ~MREMAP_FIXED)
+                    calls.append(("mremap", grown))
                 continue
             if not flags & MREMAP_DONTUNMAP:
                 self.taken.clear(first, last)
