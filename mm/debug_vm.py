@@ -8,7 +8,7 @@ never of the program that runs.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from .arena import MM_RECORD as _M
@@ -67,7 +67,7 @@ from .vma import slots, vma_lookup
 if TYPE_CHECKING:
     from .arena import Arena
 
-Owners = dict[int, Counter[int]]
+Owners = defaultdict[int, Counter[int]]
 _USERS = {PG_anon: ZONE_ANON, PG_file: ZONE_CACHE, PG_table: ZONE_TABLE}
 
 
@@ -111,11 +111,11 @@ def validate(k: Arena) -> None:
     """Check everything; raises VmBug at the first thing that is wrong."""
     mapped: Counter[int] = Counter()
     entire: Counter[int] = Counter()
-    owners: Owners = {}
+    owners: Owners = defaultdict(Counter)
     tables = 0
     for mm in live_mms(k):
         validate_vmas(k, mm)
-        mapped.update(validate_mm(k, mm, entire, owners))
+        validate_mm(k, mm, mapped, entire, owners)
         if k.cont_nr:
             validate_contiguous(k, mm)
         count = _tables(k, k.mm[mm * _M + MM_PGD], 0)
@@ -151,23 +151,26 @@ def validate_vmas(k: Arena, mm: int) -> None:
         end = k.vma[base + VMA_END]
 
 
-def validate_mm(k: Arena, mm: int, entire: Counter[int], owners: Owners) -> Counter[int]:
+def validate_mm(
+    k: Arena, mm: int, mapped: Counter[int], entire: Counter[int], owners: Owners
+) -> None:
     """
-    Every entry lies in a VMA and the RSS counters equal the walk; return how often each pfn is
-    mapped.
+    Every entry lies in a VMA and the RSS counters equal the walk.
 
     Args:
+        mapped: pfn -> last-level entries that map it; added to.
         entire: folio -> huge entries that map it; added to.
         owners: folio -> mm -> entries that map it, of large folios; added to.
     """
-    page, mapped = k.page, Counter[int]()
+    page, present = k.page, k.arch.pte.present
+    shares = defaultdict[int, int](int)
     anon = file = huge_entries = vma = end = 0
     for address, entry, huge in walk_page_table(k, mm):
         if address >= end:
             vma = vma_lookup(k, mm, address)
             _check(vma != 0, f"mm {mm}: {address:#x} is mapped outside any VMA")
             end = k.vma[vma * _V + VMA_END]
-        if not pte_present(k, entry):
+        if entry & present.mask != present.on and not pte_present(k, entry):
             raise VmBug(f"mm {mm}: {address:#x} holds {entry:#x}, not present")
         pfn = pte_pfn(k, entry)
         huge_entries += huge
@@ -180,12 +183,12 @@ def validate_mm(k: Arena, mm: int, entire: Counter[int], owners: Owners) -> Coun
         folio = page[pfn * _P + PAGE_HEAD]
         base = folio * _P
         if page[base + PAGE_ORDER]:
-            owners.setdefault(folio, Counter())[mm] += 1
+            shares[folio] += 1
         if huge:
             entire[pfn] += 1
             anon += 1 << k.pmd_order
             continue
-        mapped[pfn] += 1
+        mapped[pfn] = mapped.get(pfn, 0) + 1
         if page[base + PAGE_FLAGS] & PG_anon:
             anon += 1
         else:
@@ -198,7 +201,8 @@ def validate_mm(k: Arena, mm: int, entire: Counter[int], owners: Owners) -> Coun
         reserve == huge_entries,
         f"mm {mm}: {huge_entries} huge entries, {reserve} tables in reserve",
     )
-    return mapped
+    for folio, count in shares.items():
+        owners[folio][mm] = count
 
 
 def validate_contiguous(k: Arena, mm: int) -> None:
@@ -281,7 +285,7 @@ def validate_pages(
             if user == ZONE_ANON and pages < nr:
                 partly.append(pfn)
             if order and k.config.mm_id:
-                validate_owners(k, pfn, owners.get(pfn, Counter()))
+                validate_owners(k, pfn, owners[pfn])
             anon_mapped += pages if user == ZONE_ANON else 0
             file_mapped += pages if user == ZONE_CACHE else 0
         pfn += nr

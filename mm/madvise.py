@@ -80,6 +80,7 @@ from .vm_flags import (
     VM_WIPEONFORK,
 )
 from .vma import vmas_in
+from .vmscan import shrink_folio
 from .zap import zap_page_range
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def madvise_folio_range(k: Arena, vma: int, start: int, end: int, advice: int) -
 
     Mirrors: madvise_free_pte_range() and madvise_cold_or_pageout_pte_range(), v6.12 (spec 5.11): a
     large folio that lies in the range with a part only is split at once, unless others may map it.
-    Without swap a large folio that is to be paged out is split too, and its pages stay.
+    What is to be paged out is reclaimed at once.
     """
     mm = k.vma[vma * _V + VMA_MM]
     address, place = next_pmd(k, mm, start, end)
@@ -171,18 +172,19 @@ def madvise_folio_range(k: Arena, vma: int, start: int, end: int, advice: int) -
             folio = pte_pfn(k, pmd)
             if not pte_special(k, pmd) and not folio_maybe_mapped_shared(k, folio):
                 whole = stop - address == k.pmd_size
-                if (not whole or advice == MADV_PAGEOUT) and split_folio(k, folio):
+                if not whole and split_folio(k, folio):
                     continue
                 if whole:
                     age_entry(k, place, advice)
+                if whole and advice == MADV_PAGEOUT:
+                    shrink_folio(k, vma, place, by_pmd=True)
         else:
-            madvise_pte_range(
-                k, pte_in_table(k, pmd, address), stop - address >> k.page_shift, advice
-            )
+            pte = pte_in_table(k, pmd, address)
+            madvise_pte_range(k, vma, pte, stop - address >> k.page_shift, advice)
         address, place = next_pmd(k, mm, stop, end)
 
 
-def madvise_pte_range(k: Arena, pte: int, nr: int, advice: int) -> None:
+def madvise_pte_range(k: Arena, vma: int, pte: int, nr: int, advice: int) -> None:
     """Do it for nr entries of one table."""
     young, dirty, write = (a.mask for a in (k.arch.pte.young, k.arch.pte.dirty, k.arch.pte.write))
     end = pte + nr
@@ -207,13 +209,13 @@ def madvise_pte_range(k: Arena, pte: int, nr: int, advice: int) -> None:
                 if folio_maybe_mapped_shared(k, folio) or not split_folio(k, folio):
                     pte += batch
                 continue
-        if total == 1 << order and order and advice == MADV_PAGEOUT:
-            split_folio(k, folio)
-        elif total == 1 << order:
+        if total == 1 << order:
             for at in range(pte, pte + batch):
                 age_entry(k, at, advice)
             if advice == MADV_FREE:
                 k.page[folio * _P + PAGE_FLAGS] |= PG_lazyfree
+            elif advice == MADV_PAGEOUT:
+                shrink_folio(k, vma, pte)
         pte += batch
 
 

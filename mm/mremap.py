@@ -60,32 +60,37 @@ def do_mremap(
         return -EINVAL
     if to != address and k.config.mremap_multi and new_len == old_len and flags & MREMAP_FIXED:
         return _move_all(k, mm, address, old_len, to, flags)
-    if not vma_lookup(k, mm, address):
-        return -EFAULT
-    # Up to 6.16 what is at the target goes first, even when the move is then refused.
+    kept = min(old_len, new_len)
     error = 0
-    if to != address and not k.config.mremap_multi:
+    if k.config.mremap_multi:
+        error = _refused(k, mm, address, old_len, kept)
+    # Up to 6.16 what is at the target and what is cut off go first, even when the move is refused.
+    if to != address and not error:
         error = do_munmap(k, mm, to, new_len)
-    if new_len < old_len and not error:
-        error = do_munmap(k, mm, address + new_len, old_len - new_len)
-        old_len = new_len
+    if kept < old_len and not error:
+        error = do_munmap(k, mm, address + kept, old_len - kept)
+    error = error or _refused(k, mm, address, old_len, kept)
     if error:
         return error
     vma = vma_lookup(k, mm, address)
-    if not vma or k.vma[vma * _V + VMA_END] < address + old_len:
+    locked = k.vma[vma * _V + VMA_FLAGS] & VM_LOCKED
+    if to == address:
+        error = _grow(k, mm, vma, address + kept, new_len - kept)
+    else:
+        error = _move(k, mm, vma, address, kept, to, new_len, flags)
+    if locked and not error:
+        populate(k, mm, to + kept, to + new_len)  # what it cannot have is not an error here
+    return error
+
+
+def _refused(k: Arena, mm: int, address: int, old_len: int, kept: int) -> int:
+    """Return 0 if one VMA holds all of what is kept of a range, else a negative errno."""
+    vma = vma_lookup(k, mm, address)
+    if not vma or k.vma[vma * _V + VMA_END] < address + kept:
         return -EFAULT
     if not old_len and not k.vma[vma * _V + VMA_FLAGS] & VM_SHARED:
         return -EINVAL
-    locked = k.vma[vma * _V + VMA_FLAGS] & VM_LOCKED
-    if to == address:
-        error = _grow(k, mm, vma, address + old_len, new_len - old_len)
-    else:
-        error = do_munmap(k, mm, to, new_len)
-        vma = vma_lookup(k, mm, address)
-        error = error or _move(k, mm, vma, address, old_len, to, new_len, flags)
-    if locked and not error:
-        populate(k, mm, to + old_len, to + new_len)  # what it cannot have is not an error here
-    return error
+    return 0
 
 
 def _move_all(k: Arena, mm: int, start: int, length: int, to: int, flags: int) -> int:

@@ -96,16 +96,6 @@ def renamed(text, answer, rng):
     return "\n".join(lines) + "\n", {**answer, "observations": observations}
 
 
-def test_what_was_found_on_another_kernel_holds():
-    lines = (HERE / "results" / "found.jsonl").read_text().splitlines()
-    want = {a["scenario"]: a for a in map(json.loads, lines)}
-    assert want
-    for answer in want.values():
-        answer.pop("kernel")
-    want = {name: bare(answer) for name, answer in want.items()}
-    assert differing(want, ask("amd64-7.3", [FILES[name] for name in want])) == []
-
-
 @pytest.mark.parametrize("sets", ["C_RANGES=n", "DEBUG_VM=y"])
 def test_other_builds_answer_the_same(sets):
     """A sixth of the scenarios under the Python loops, and with every invariant checked all the time."""

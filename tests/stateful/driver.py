@@ -4,12 +4,19 @@
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, VMA_RECORD
 from virtmm.mm.fault_inject import FaultInjection
+from virtmm.mm.huge_memory import hugepage_vma_check
 from virtmm.mm.large_anon_folio import max_anon_folio_order
-from virtmm.mm.pgtable import pte_offset_map, pte_pfn, pte_special
+from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special
 from virtmm.mm.vm_flags import (
+    EFAULT,
     EINVAL,
     ENOMEM,
+    MADV_COLD,
+    MADV_COLLAPSE,
     MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_PAGEOUT,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MAP_FIXED,
@@ -17,12 +24,14 @@ from virtmm.mm.vm_flags import (
     MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
     PROT_READ,
     PROT_WRITE,
     VM_FAULT_OOM,
 )
-from virtmm.mm.vma import vma_lookup
+from virtmm.mm.vma import vma_lookup, vmas_in
 
+from virtmm.knobs import STATES
 from virtmm.machine import CLONE_VM, Machine
 
 from .model import FLAGS, File, Page, Space
@@ -30,8 +39,25 @@ from .model import FLAGS, File, Page, Space
 #: Pages in each stretch of addresses that programs use; a PMD boundary lies in the first, one of the
 #: level above in the second, and the third, the heap, begins where nothing is aligned.
 STRETCHES = (192, 64, 48)
+#: One more begins half a PMD below a PMD boundary and holds two whole PMDs (one where they are large). Its
+#: offsets and counts are pairs: 32nds of a PMD, and pages more.
+HUGE = 3
 RW = PROT_READ | PROT_WRITE
+HUGE_AGAIN = (
+    *[(HUGE, (16, 0), (32, 0))] * 4,  # a whole PMD
+    *[(HUGE, (48, 0), (32, 0))] * 2,  # the next
+    *[(HUGE, (16, 0), (64, 0))] * 2,  # both
+    (HUGE, (0, 0), (96, 0)),
+    (HUGE, (24, 0), (16, 0)),  # part of one
+    (HUGE, (32, 0), (32, 0)),  # across the boundary
+    (HUGE, (16, 0), (4, 0)),
+    (HUGE, (47, 0), (1, 0)),
+    (HUGE, (16, 0), (0, 1)),
+    (HUGE, (32, -1), (0, 2)),
+    (HUGE, (16, 1), (1, 0)),
+)
 FILE_PAGES = 12
+DROPS = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT)
 
 
 class Driver:
@@ -41,22 +67,35 @@ class Driver:
     Attributes:
         spaces: process id -> its Space; after a vfork two processes have the same.
         failed: the last call met an injected failure.
+        most: how many address spaces there ever were at once.
+        tight: the machine is small: any call may find that memory is short.
     """
 
-    def __init__(self, config, settings=()):
+    steps = 0
+
+    def __init__(self, config, settings=(), tight=False):
         self.inject = FaultInjection()
+        self.tight = tight
         self.m = Machine(config, settings, inject=self.inject)
         self.k = k = self.m.k
         pmd = k.pmd_shift - k.page_shift
         above = k.levels[-2][0] - k.page_shift
-        self.starts = ((4 << pmd) - 128, (1 << above) - 16, (7 << pmd) + 5)
-        self.exact = not (k.config.nothp_order_max or k.config.thp_order_max)
+        half = 1 << pmd - 1
+        self.starts = ((4 << pmd) - 128, (1 << above) - 16, (7 << pmd) + 5, (16 << pmd) - half)
+        self.sizes = (*STRETCHES, 4 * half if pmd > 9 else 6 * half)
+        self.unit = (1 << pmd) // 32
+        self.mthp = k.config.policy == "mthp"
+        self.exact = k.config.policy == "base"
+        self.knobs = dict.fromkeys(self.m.sizes(), "never") | {"enabled": k.knobs.enabled}
+        if self.mthp:
+            self.knobs[self.m.sizes()[-1]] = "inherit"
         self.spaces = {}
         self.files = [
             File(FILE_PAGES, self.m.open(10 + i, FILE_PAGES << k.page_shift)) for i in (0, 1)
         ]
         self.next_pid = 1
         self.failed = False
+        self.most = 1
         self.spawn()
 
     def close(self):
@@ -71,8 +110,14 @@ class Driver:
     def place(self, where):
         """Return (page, count) of (stretch, offset, count), cut at the stretch's end."""
         stretch, offset, nr = where
-        offset %= STRETCHES[stretch]
-        return self.starts[stretch] + offset, max(1, min(nr, STRETCHES[stretch] - offset))
+        size = self.sizes[stretch]
+        offset = self.pages(offset) % size
+        self.exact = self.exact and stretch != HUGE
+        return self.starts[stretch] + offset, max(1, min(self.pages(nr), size - offset))
+
+    def pages(self, count):
+        """Return a count of pages that may be given as (32nds of a PMD, pages more)."""
+        return count if isinstance(count, int) else count[0] * self.unit + count[1]
 
     def address(self, page):
         return page << self.k.page_shift
@@ -84,12 +129,15 @@ class Driver:
 
     def step(self, name, *args):
         """Make one call; then nothing is left of the failures that were arranged for it."""
-        armed = bool(self.inject.alloc or self.inject.charge or self.inject.populate)
+        inject = self.inject
+        armed = bool(inject.alloc or inject.charge or inject.populate) or self.tight
         self.failed = False
+        Driver.steps += 1
         getattr(self, name)(*args, **({"armed": True} if armed else {}))
         self.inject.alloc, self.inject.charge, self.inject.populate = {}, (), {}
         for pid in self.spaces:
             self.check_resident(pid)
+        self.most = max(self.most, len(self.spaces))
 
     def same(self, got, expected, armed, *out_of_memory):
         """Check an answer; with failures arranged it may also be one of ``out_of_memory``."""
@@ -100,20 +148,19 @@ class Driver:
 
     def check_resident(self, pid):
         base = self.mm(pid) * MM_RECORD
-        (least, most), (least_file, most_file) = self.spaces[pid].resident()
+        (least, most), (least_file, most_file) = self.spaces[pid].resident(not self.exact)
         anon, file = self.k.mm[base + layout.MM_ANONPAGES], self.k.mm[base + layout.MM_FILEPAGES]
         assert least <= anon <= (least if self.exact else most), f"{least} <= {anon} <= {most} anon"
         assert least_file <= file <= most_file, f"{least_file} <= {file} <= {most_file} file pages"
 
     def learn(self, pid, at, nr):
         """Take over which anonymous pages the machine maps, where a failed call leaves that open."""
-        k, space, mm = self.k, self.spaces[pid], self.mm(pid)
+        k, space = self.k, self.spaces[pid]
         for p in range(at, at + nr):
-            pte = pte_offset_map(k, mm, self.address(p))
-            entry = k.phys[pte] if pte else 0
+            entry, pfn, _ = self.leaf(pid, p)
             if p not in space.pages or not entry or pte_special(k, entry):
                 continue
-            page, head = space.pages[p], k.page[pte_pfn(k, entry) * PAGE_RECORD + layout.PAGE_HEAD]
+            page, head = space.pages[p], k.page[pfn * PAGE_RECORD + layout.PAGE_HEAD]
             anon = k.page[head * PAGE_RECORD + layout.PAGE_FLAGS] & layout.PG_anon
             if anon and page.own is None:
                 page.own = dict(page.bytes())
@@ -153,6 +200,7 @@ class Driver:
         if not self.spaces:
             self.inject.alloc = {}
             self.spawn()
+            assert self.spaces, "an empty machine has memory for a process"
 
     # Memory calls
 
@@ -181,10 +229,9 @@ class Driver:
         )
         if number:
             file.pages = max(file.pages, pgoff + nr)
-        self.same(
-            got, space.mmap(at, nr, lambda i: Page(prot, shared, file, pgoff + i), fixed), False
-        )
-        if not got and populate:
+        expected = space.mmap(at, nr, lambda i: Page(prot, shared, file, pgoff + i), fixed)
+        self.same(got, expected, armed and populate and not expected, -ENOMEM)
+        if not expected and populate:
             if armed:
                 self.learn(pid, at, nr)
             else:
@@ -211,8 +258,17 @@ class Driver:
         got = self.m.madvise(pid, self.address(at), nr << self.k.page_shift, advice)
         if advice in FLAGS:
             self.same(got, space.advise(at, nr, advice), False)
-        elif advice == MADV_DONTNEED:
-            self.same(got, space.dontneed(at, nr), False)
+        elif advice in DROPS:
+            self.same(got, space.drop(at, nr, advice), False)
+            if advice == MADV_PAGEOUT:
+                for p in range(at, at + nr):
+                    page = space.pages.get(p)
+                    if page and page.lazy and not self.leaf(pid, p)[0]:
+                        page.drop()
+        elif advice == MADV_COLLAPSE:
+            assert got in (0, -EINVAL, -ENOMEM)
+            if not got:
+                self.check_collapsed(pid, at, nr)
         else:
             assert advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
             if armed and got == -ENOMEM:
@@ -222,6 +278,39 @@ class Driver:
             if armed:
                 self.learn(pid, at, nr)
 
+    def check_collapsed(self, pid, at, nr):
+        """Every whole PMD of the range has a huge entry, if only of the huge zero folio."""
+        block = 1 << self.k.pmd_order
+        for first in range(-(-at // block) * block, (at + nr) // block * block, block):
+            assert self.leaf(pid, first)[2], f"{first:#x} is not collapsed"
+
+    def lock(self, who, where, lock, armed=False):
+        pid, (at, nr) = self.pid(who), self.place(where)
+        call = self.m.mlock if lock else self.m.munlock
+        got = call(pid, self.address(at), nr << self.k.page_shift)
+        space = self.spaces[pid]
+        expected = space.lock(at, nr, lock)
+        if lock and armed:
+            self.learn(pid, at, nr)
+            if got == -ENOMEM:
+                return
+        if lock and not expected:
+            expected = space.populate_locked(at, nr)
+        self.same(got, expected, False)
+
+    def knob(self, which, value, armed=False):
+        """Write a knob: of a folio size, "pmd" of the largest, "enabled" or use_zero_page."""
+        names = [*self.knobs, *(("use_zero_page",) if self.mthp else ())]
+        if which == "pmd":
+            which = len(self.knobs) - 2
+        name = "enabled" if which == "enabled" else names[which % len(names)]
+        if name == "use_zero_page":
+            self.m.set(name, str(value % 2))
+            return
+        states = ("always", "madvise", "never") if name == "enabled" else STATES
+        self.knobs[name] = states[value % len(states)]
+        self.m.set(name, self.knobs[name])
+
     def mremap(self, who, source, target, new, keep, armed=False):
         """``target`` None: in place."""
         pid, (at, old) = self.pid(who), self.place(source)
@@ -229,28 +318,60 @@ class Driver:
             to, new = at, self.place((source[0], source[1], new))[1]
         else:
             to, new = self.place((*target, new))
-        if keep and target is not None:
+        keep = bool(keep and target is not None)
+        if keep:
             new = self.place((*target, old))[1]
-        k, vma = self.k, vma_lookup(self.k, self.mm(pid), self.address(at))
-        end = k.vma[vma * VMA_RECORD + layout.VMA_END] >> k.page_shift if vma else 0
-        shift, keep = k.page_shift, bool(keep and target is not None)
+        k, mm, shift = self.k, self.mm(pid), self.k.page_shift
+        vma = vma_lookup(k, mm, self.address(at))
+        end = k.vma[vma * VMA_RECORD + layout.VMA_END] >> shift if vma else 0
+        flags = (MREMAP_DONTUNMAP * keep) | (0 if target is None else MREMAP_FIXED)
+        multi = k.config.mremap_multi
+        parts = self.vmas(mm, at, old)
         got = self.m.mremap(
-            pid,
-            self.address(at),
-            old << shift,
-            self.address(to),
-            new << shift,
-            MREMAP_DONTUNMAP if keep else 0,
+            pid, self.address(at), old << shift, self.address(to), new << shift, flags
         )
         space = self.spaces[pid]
+        apart = to >= at + old or at >= to + new
+        if to == at and flags:
+            assert got == (
+                -EFAULT if not multi and not vma and (not keep or old == new) else -EINVAL
+            )
+            return
+        if apart and multi and old == new:
+            expected = 0 if at in space.pages else -EFAULT
+            if armed and got == -ENOMEM and not expected:
+                self.move_parts(space, mm, parts, to - at, keep)
+                return
+            self.same(got, expected, False)
+            if not got:
+                space.move(at, old, to, keep)
+            return
         if armed and got == -ENOMEM and to != at and vma:
             if new < old:
                 space.munmap(at + new, old - new)
             space.munmap(to, new)
             return
-        self.same(
-            got, space.mremap(at, old, to, new, vma and end >= at + min(old, new), end, keep), False
-        )
+        one_vma = vma and end >= at + min(old, new)
+        self.same(got, space.mremap(at, old, to, new, one_vma, end, keep, not multi), False)
+        if armed and not got:
+            self.learn(pid, to, new)
+
+    def vmas(self, mm, at, nr):
+        """Return [first, end) in pages of each VMA's part of a range."""
+        k, found = self.k, []
+        for vma in vmas_in(k, mm, self.address(at), self.address(at + nr)):
+            start, end = k.vma[vma * VMA_RECORD : vma * VMA_RECORD + 2].tolist()
+            found.append((max(start >> k.page_shift, at), min(end >> k.page_shift, at + nr)))
+        return found
+
+    def move_parts(self, space, mm, parts, by, keep):
+        """Of a move that ran out of memory: the first parts moved, the next one's target was unmapped."""
+        for first, end in parts:
+            moved = bool(self.vmas(mm, first + by, end - first))
+            space.munmap(first + by, end - first)
+            if not moved:
+                return
+            space.move(first, end - first, first + by, keep)
 
     def brk(self, who, size, armed=False):
         """The heap ends ``size`` quarter pages behind its start."""
@@ -272,11 +393,13 @@ class Driver:
     def fill(self, who, where, value, kind, armed=False):
         """Map memory, write to every second or third page and read another: what follows then matters."""
         self.mmap(who, where, RW, kind, True, False)
-        stretch, offset, nr = where
-        for i in range(0, nr, 2 + value % 2):
+        pid, (at, nr) = self.pid(who), self.place(where)
+        if where[0] == HUGE:  # in bulk
+            self.madvise(who, where, MADV_POPULATE_WRITE, armed)
+        for i in range(0, nr, max(2 + value % 2, nr // 6)):
             for byte in (0, -1):  # two, for a copy that loses what the next write does not replace
-                self.store(who, (stretch, offset + i, 1), byte, (value + i) % 255 + 1, armed)
-        self.load(who, (stretch, offset + 1, 1), 0, armed)
+                self.store_page(pid, at + i, byte, (value + i) % 255 + 1, armed)
+        self.load_page(pid, at + min(1, nr - 1), 0, armed)
 
     def touch(self, who, where, write, armed=False):
         """Access every page of a short range, and check the order of each folio that comes of it."""
@@ -301,8 +424,17 @@ class Driver:
         self.madvise(who, where, MADV_DONTNEED)
         self.touch(who, where, True, armed)
 
+    def zeroes(self, who, where, armed=False):
+        """Drop pages and read them: the zero page, or the huge one; then write to one."""
+        self.madvise(who, where, MADV_DONTNEED, armed)
+        self.touch(who, where, False, armed)
+        stretch, offset, _ = where
+        self.store(who, (stretch, offset, 1), 7, 7, armed)
+
     def store(self, who, where, offset, value, armed=False):
-        pid, (at, _) = self.pid(who), self.place(where)
+        self.store_page(self.pid(who), self.place(where)[0], offset, value, armed)
+
+    def store_page(self, pid, at, offset, value, armed=False):
         got = self.m.store(pid, self.address(at) + offset % self.k.page_size, value)
         if armed and got == VM_FAULT_OOM:
             return
@@ -332,34 +464,52 @@ class Driver:
         k, mm = self.k, self.mm(pid)
         vma = vma_lookup(k, mm, self.address(p))
         base = vma * VMA_RECORD
-        pte = pte_offset_map(k, mm, self.address(p))
-        if not vma or k.vma[base + layout.VMA_FILE] or (pte and k.phys[pte]):
+        if not vma or k.vma[base + layout.VMA_FILE] or self.leaf(pid, p)[0]:
             return None
         low, high = (k.vma[base + f] >> k.page_shift for f in (layout.VMA_START, layout.VMA_END))
-        for order in range(max_anon_folio_order(k, vma), 1, -1):
-            block = range(p & -(1 << order), (p & -(1 << order)) + (1 << order))
-            if block[0] >= low and block[-1] < high and not any(map(self.entry_of(mm), block)):
+        place = pmd_offset(k, mm, self.address(p))
+        for order in self.allowed_orders(vma, self.spaces[pid].pages[p]):
+            first = p & -(1 << order)
+            if first < low or first + (1 << order) > high:
+                continue
+            if order == k.pmd_order:
+                if not place or not k.phys[place]:
+                    return order
+            elif not any(self.leaf(pid, q)[0] for q in range(first, first + (1 << order))):
                 return order
         return 0
+
+    def allowed_orders(self, vma, page):
+        """Return the orders that policy allows a page, largest first."""
+        if not self.mthp:
+            huge = [self.k.pmd_order] if hugepage_vma_check(self.k, vma) else []
+            return [*huge, *range(max_anon_folio_order(self.k, vma), 1, -1)]
+        top = self.knobs["enabled"]
+        inherit = top == "always" or (page.huge == 1 and top == "madvise")
+        wanted = {"always": True, "madvise": page.huge == 1, "inherit": inherit, "never": False}
+        states = [self.knobs[name] for name in self.m.sizes()]
+        orders = [order for order, state in enumerate(states, 2) if wanted[state]]
+        return orders[::-1] if page.huge != -1 else []
 
     def allocated(self):
         """Return how many pages were ever allocated for users."""
         tables = self.k.event[layout.EV_pt_page_alloc * layout.NR_ORDERS]
         return self.k.vmstat[layout.VM_pgalloc_movable] - tables
 
-    def entry_of(self, mm):
-        k = self.k
-
-        def entry(p):
-            pte = pte_offset_map(k, mm, self.address(p))
-            return k.phys[pte] if pte else 0
-
-        return entry
+    def leaf(self, pid, p):
+        """Return (entry, pfn of the page, is the entry huge) of what maps a page; (0, 0, False)."""
+        k, mm = self.k, self.mm(pid)
+        address = self.address(p)
+        place = leaf_offset(k, mm, address)
+        entry = k.phys[place] if place else 0
+        if not entry:
+            return 0, 0, False
+        huge = place == pmd_offset(k, mm, address)
+        return entry, pte_pfn(k, entry) + (p & (1 << k.pmd_order) - 1 if huge else 0), huge
 
     def order_of(self, pid, p):
         k = self.k
-        page = pte_pfn(k, self.entry_of(self.mm(pid))(p))
-        head = k.page[page * PAGE_RECORD + layout.PAGE_HEAD]
+        head = k.page[self.leaf(pid, p)[1] * PAGE_RECORD + layout.PAGE_HEAD]
         return k.page[head * PAGE_RECORD + layout.PAGE_ORDER]
 
     # Failures
@@ -373,7 +523,7 @@ class Driver:
             inject.charge = {inject._charges + occasion}
         elif what == "no memory":
             inject.alloc = {order: range(10**9) for order in range(layout.NR_ORDERS)}
-        else:
+        elif not self.tight:  # the other thread has memory
             inject.populate = {inject._attempts + 1: occasion - 1}
 
     # The end
@@ -384,4 +534,4 @@ class Driver:
             for p, page in list(space.pages.items()):
                 for offset in {*page.bytes(), 0, self.k.page_size - 1}:
                     if page.prot:
-                        self.load_page(pid, p, offset)
+                        self.load_page(pid, p, offset, self.tight)

@@ -16,24 +16,30 @@ from virtmm.mm.arena import (
     PAGE_RECORD,
     VMA_RECORD,
 )
-from virtmm.mm.debug_vm import live_mms, validate, walk_page_table
+from virtmm.mm.debug_vm import live_mms, validate
 from virtmm.mm.layout import NR_ORDERS
 from virtmm.mm.pgtable import (
-    pte_accessible,
+    pmd_trans_huge,
     pte_dirty,
     pte_pfn,
-    pte_present,
-    pte_special,
-    pte_write,
+    walk_page_table,
 )
 from virtmm.mm.vm_flags import VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE
 from virtmm.mm.vma import slots
 
 
-def check(k):
-    """Check everything, the machine's own validators first."""
+def check(k, most_spaces=3):
+    """
+    Check everything, the machine's own validators first.
+
+    Args:
+        most_spaces: how many address spaces there ever were at once; up to two are counted exactly
+            by the owner slots of a large folio (MM_ID).
+    """
     validate(k)
-    vmas = [vma for mm in live_mms(k) for vma in k.vma_index[slice(*slots(k, mm))]]
+    if k.config.mm_id and most_spaces < 3:
+        check_owners(k)
+    vmas = [vma for mm in live_mms(k) for vma in k.vma_index[slice(*slots(k, mm))].tolist()]
     check_anon_vmas(k, vmas)
     for mm in live_mms(k):
         check_entries(k, mm)
@@ -48,6 +54,18 @@ def check(k):
             )
     allocated = k.vmstat[layout.VM_pgalloc_movable] - k.vmstat[layout.VM_pgfree]
     assert allocated == k.config.nr_pages - k.zone[layout.ZONE_NR_FREE]
+
+
+def check_owners(k):
+    """Where there never were more than two address spaces the slots of a folio hold all its mappings."""
+    pfn = 0
+    while pfn < k.zone[layout.ZONE_FRONTIER]:
+        record = k.page[pfn * PAGE_RECORD : pfn * PAGE_RECORD + 4 * PAGE_RECORD].tolist()
+        order = record[layout.PAGE_ORDER]
+        if record[layout.PAGE_FLAGS] & layout.PG_anon and order:
+            slots_ = record[layout.FOLIO_MM0_MAPCOUNT] + record[layout.FOLIO_MM1_MAPCOUNT]
+            assert slots_ == record[layout.FOLIO_LARGE_MAPCOUNT], f"owners of {pfn:#x}"
+        pfn += 1 << order
 
 
 def used(k, slab, table, words):
@@ -104,45 +122,47 @@ def check_anon_vmas(k, vmas):
 
 def check_entries(k, mm):
     """An entry says what its VMA and its page say."""
-    vmas = iter(k.vma_index[slice(*slots(k, mm))])
-    vma, linked = 0, []
-    for address, entry in walk_page_table(k, mm):
-        while not vma or _vma(k, vma, layout.VMA_END) <= address:
+    words, bits = k.page, k.arch.pte
+    write, special, present = bits.write, bits.special, bits.present
+    vmas = iter(k.vma_index[slice(*slots(k, mm))].tolist())
+    start = end = flags = pgoff = file = 0
+    linked = []
+    for address, entry, huge in walk_page_table(k, mm):
+        while address >= end:
             vma = next(vmas)
-            linked = chain(k, vma)
-        where = f"mm {mm} {address:#x} {entry:#x}"
-        flags = _vma(k, vma, layout.VMA_FLAGS)
-        assert pte_present(k, entry), where
-        assert pte_accessible(k, entry, False) == bool(flags & VM_ACCESS_FLAGS), where
-        assert flags & VM_WRITE or not pte_write(k, entry), f"{where}: writable, its VMA is not"
-        page = pte_pfn(k, entry)
-        if pte_special(k, entry):
-            assert page == k.zero_pfn and not pte_write(k, entry), where
-            assert not pte_dirty(k, entry) and not _vma(k, vma, layout.VMA_FILE), where
-            continue
-        start, pgoff = _vma(k, vma, layout.VMA_START), _vma(k, vma, layout.VMA_PGOFF)
-        head = k.page[page * PAGE_RECORD + layout.PAGE_HEAD]
-        base = head * PAGE_RECORD
-        index = k.page[base + layout.PAGE_INDEX] | k.page[base + layout.PAGE_INDEX_HI] << 32
-        at = pgoff + (address - start >> k.page_shift)
-        assert index + page - head == at, f"{where}: page index {index} + {page - head}, not {at}"
-        mapping = k.page[base + layout.PAGE_MAPPING]
-        if k.page[base + layout.PAGE_FLAGS] & layout.PG_anon:
-            assert not flags & VM_SHARED, where
-            assert mapping in linked, f"{where}: rmap cannot find the VMA"
-            exclusive = k.page[page * PAGE_RECORD + layout.PAGE_FLAGS] & layout.PG_exclusive
-            assert exclusive or not pte_write(k, entry), f"{where}: writable but not exclusive"
+            start, end, flags, pgoff = k.vma[vma * VMA_RECORD : vma * VMA_RECORD + 4].tolist()
+            file, linked = _vma(k, vma, layout.VMA_FILE), chain(k, vma)
+        writable, page = entry & write.mask == write.on, (entry & k.pfn_mask) >> k.pfn_shift
+        wrong = (entry & present.mask == present.on) != bool(flags & VM_ACCESS_FLAGS)
+        wrong |= writable and not flags & VM_WRITE
+        wrong |= huge and address & (k.pmd_size - 1)
+        if entry & special.mask == special.on:
+            wrong |= page != (k.zone[layout.ZONE_HUGE_ZERO] if huge else k.zero_pfn)
+            wrong |= writable or pte_dirty(k, entry) or file
         else:
-            assert mapping == _vma(k, vma, layout.VMA_FILE), where
-            cache = k.file[mapping * FILE_RECORD + layout.FILE_CACHE]
-            assert k.page_cache[cache + index] == page, f"{where}: not the file's page"
-            assert flags & VM_SHARED or not pte_write(k, entry), where
+            head = words[page * PAGE_RECORD + layout.PAGE_HEAD]
+            _, _, _, _, _, mapping, low, high = words[
+                head * PAGE_RECORD : head * PAGE_RECORD + PAGE_RECORD
+            ].tolist()
+            index = low + page - head
+            wrong |= huge and head != page
+            # rmap finds the VMA by the anon_vma, and the address by the index
+            wrong |= index | high << 32 != pgoff + (address - start >> k.page_shift)
+            if words[head * PAGE_RECORD] & layout.PG_anon:
+                exclusive = words[page * PAGE_RECORD] & layout.PG_exclusive
+                wrong |= flags & VM_SHARED or mapping not in linked
+                wrong |= writable and not exclusive
+            else:
+                cache = k.file[mapping * FILE_RECORD + layout.FILE_CACHE]
+                wrong |= mapping != file or k.page_cache[cache + index] != page
+                wrong |= writable and not flags & VM_SHARED
+        assert not wrong, f"mm {mm} {address:#x} {entry:#x} huge={huge} flags={flags:#x}"
 
 
 def check_tables(k, mm):
     """No page table is left where no VMA could use it."""
     spans = [(_vma(k, v, layout.VMA_START), _vma(k, v, layout.VMA_END))
-             for v in k.vma_index[slice(*slots(k, mm))]]  # fmt: skip
+             for v in k.vma_index[slice(*slots(k, mm))].tolist()]  # fmt: skip
     todo = [(k.mm[mm * MM_RECORD + layout.MM_PGD], 0, 0)]
     while todo:
         table, depth, address = todo.pop()
@@ -150,8 +170,10 @@ def check_tables(k, mm):
             continue
         shift, mask = k.levels[depth]
         first = table << k.table_shift
-        for i, entry in enumerate(k.phys[first : first + mask + 1].tolist()):
-            if entry:
+        entries = k.phys[first : first + mask + 1].tolist()
+        for i in filter(entries.__getitem__, range(mask + 1)) if any(entries) else ():
+            entry = entries[i]
+            if not pmd_trans_huge(k, entry):
                 low = address + (i << shift)
                 wanted = any(s < low + (1 << shift) and e > low for s, e in spans)
                 assert wanted, f"mm {mm}: a table of level {depth + 1} is left at {low:#x}"
@@ -168,7 +190,8 @@ def check_folios(k):
         if flags & layout.PG_anon:
             assert order != 1, "a large folio keeps its state in its second tail page"
             anon[order] += 1
-            if order and k.page[base + layout.FOLIO_NR_PAGES_MAPPED] < 1 << order:
+            huge = order and k.page[base + layout.FOLIO_ENTIRE_MAPCOUNT]
+            if order and not huge and k.page[base + layout.FOLIO_NR_PAGES_MAPPED] < 1 << order:
                 partly.add(pfn)
         pfn += 1 << order
     folio, before = k.zone[layout.ZONE_SPLIT_QUEUE], 0
@@ -189,7 +212,7 @@ def check_all_free(driver):
     k = driver.k
     check(k)
     assert not k.zone[layout.ZONE_ANON] and not k.zone[layout.ZONE_TABLE], "memory of nobody"
-    reserved = 2
+    reserved = 2 + ((1 << k.pmd_order) if k.zone[layout.ZONE_HUGE_ZERO] else 0)
     held = reserved + k.zone[layout.ZONE_CACHE]
     assert k.zone[layout.ZONE_NR_FREE] == k.config.nr_pages - held
     assert not k.zone[layout.ZONE_SPLIT_QUEUE]

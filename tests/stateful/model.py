@@ -18,6 +18,9 @@ from virtmm.mm.vm_flags import (
     MADV_DOFORK,
     MADV_DONTDUMP,
     MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
     MADV_NOHUGEPAGE,
@@ -60,6 +63,7 @@ class Page:
 
     ``own`` are the bytes of a private page that was written to; None = it shows zeroes, or the file.
     ``held``: "anon" or "file" when the page is surely in the resident set, "" when it need not be.
+    ``lazy``: MADV_FREE, and not written to since: MADV_PAGEOUT may drop it.
     """
 
     prot: int
@@ -73,6 +77,8 @@ class Page:
     huge: int = 0
     dump: bool = True
     random: bool = False
+    locked: bool = False
+    lazy: bool = False
 
     def bytes(self):
         if self.own is not None:
@@ -81,7 +87,7 @@ class Page:
 
     def drop(self):
         """Forget what a private page has of its own: MADV_DONTNEED, or the place it moved from."""
-        self.own, self.held = None, ""
+        self.own, self.held, self.lazy = None, "", False
 
 
 class Space:
@@ -123,11 +129,34 @@ class Space:
                 vars(page).update(FLAGS[advice])
         return -ENOMEM if self.hole(at, nr) else 0
 
-    def dontneed(self, at, nr):
+    def drop(self, at, nr, advice):
+        """MADV_DONTNEED and its kin: advice that locked memory, or memory of files, may refuse."""
         for p in range(at, at + nr):
-            if p in self.pages:
-                self.pages[p].drop()
+            page = self.pages.get(p)
+            if page and page.locked and advice != MADV_DONTNEED_LOCKED:
+                return -EINVAL
+            if page and page.file and advice == MADV_FREE:
+                return -EINVAL
+            if page and advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+                page.drop()
+            elif page and advice == MADV_FREE:
+                page.lazy = True
         return -ENOMEM if self.hole(at, nr) else 0
+
+    def lock(self, at, nr, lock):
+        """Memory is locked up to a hole."""
+        for p in range(at, at + nr):
+            if p not in self.pages:
+                return -ENOMEM
+            self.pages[p].locked = lock
+        return 0
+
+    def populate_locked(self, at, nr):
+        for p in range(at, at + nr):
+            page = self.pages[p]
+            if self.access(p, bool(page.prot & PROT_WRITE) and not page.shared):
+                return -ENOMEM
+        return 0
 
     def populate(self, at, nr, write):
         for p in range(at, at + nr):
@@ -146,51 +175,64 @@ class Space:
             return VM_FAULT_SIGBUS
         if write and not page.shared:
             page.own = dict(page.bytes())
-            page.held = "anon"
+            page.held, page.lazy = "anon", False
         elif page.file and page.own is None:
             page.held = "file"
         return 0
 
-    def mremap(self, at, old, to, new, one_vma, end, keep):
+    def mremap(self, at, old, to, new, one_vma, end, keep, early):
         """
         Resize and move; ``keep`` is MREMAP_DONTUNMAP.
 
         What no model without VMAs can know: whether the pages that stay lie in one VMA, and its end.
+        ``early``: what goes does so also when the call is then refused, as up to 6.16.
         """
-        if (to != at and at < to + new and to < at + old) or (keep and new != old):
+        if keep and new != old:
             return -EINVAL
-        if new < old:
-            self.munmap(at + new, old - new)
-            old = new
-        if not one_vma:
+        if early and at not in self.pages:
             return -EFAULT
-        if not old and not self.pages[at].shared:
+        if to != at and at < to + new and to < at + old:
             return -EINVAL
-        if to == at:
-            if new > old and (
-                end != at + old or any(at + i in self.pages for i in range(old, new))
-            ):
-                return -ENOMEM
-            source = {i: self.pages[at + i] for i in range(old)}
-        else:
-            self.munmap(to, new)
-            source = {i: self.pages[at + i] for i in range(old)}
-            for i in range(old):
-                if keep:
-                    self.pages[at + i] = copy.copy(source[i])
-                    self.pages[at + i].drop()
-                else:
-                    del self.pages[at + i]
-        last = source[old - 1] if old else self.pages[at]
-        for i in range(new):
-            if i < old:
-                self.pages[to + i] = source[i]
-                continue
+        for now in (early, True):
+            if now and to != at:
+                self.munmap(to, new)
+            if now and new < old:
+                self.munmap(at + new, old - new)
+            if not one_vma or at not in self.pages:
+                return -EFAULT
+            if not old and not self.pages[at].shared:
+                return -EINVAL
+        old = min(old, new)
+        if (
+            to == at
+            and new > old
+            and (end != at + old or any(at + i in self.pages for i in range(old, new)))
+        ):
+            return -ENOMEM
+        last = self.pages[at + old - 1] if old else self.pages[at]
+        if to != at:
+            self.move(at, old, to, keep)
+        for i in range(old, new):
             fresh = copy.copy(last)
             fresh.drop()
             fresh.index = last.index + i - (old - 1 if old else 0)
             self.pages[to + i] = fresh
+        if last.locked and new > old:
+            self.populate_locked(to + old, new - old)  # it may fail, and the call does not
         return 0
+
+    def move(self, at, nr, to, keep):
+        """Move the pages that there are to where something else may be, which goes."""
+        for i in range(nr):
+            page = self.pages.get(at + i)
+            if page is None:
+                continue
+            self.pages[to + i] = page
+            if keep:
+                self.pages[at + i] = copy.copy(page)
+                self.pages[at + i].drop()
+            else:
+                del self.pages[at + i]
 
     def set_brk(self, at, end, new):
         """``at`` and ``end`` are the old and new end of the heap in whole pages."""
@@ -205,6 +247,7 @@ class Space:
             if page.dontfork:
                 continue
             new = child.pages[p] = copy.copy(page)
+            new.locked = False
             if page.wipe:
                 new.drop()
             elif page.own is not None:
@@ -213,10 +256,19 @@ class Space:
                 new.held = ""  # a fork leaves file pages to the child's own faults
         return child
 
-    def resident(self):
-        """Return least and most of (anonymous pages, file pages) that can be mapped."""
-        anon = [p for p in self.pages.values() if not p.shared]
-        sure = sum(p.held == "anon" for p in anon)
-        might = sum(p.file is None or p.held == "anon" for p in anon)
-        files = [p for p in self.pages.values() if p.file and p.held != "anon"]
-        return (sure, might), (sum(p.held == "file" for p in files), len(files))
+    def resident(self, splits):
+        """
+        Return least and most of (anonymous pages, file pages) that can be mapped.
+
+        ``splits``: where folios are split, a page that is all zero may be the zero page's again.
+        """
+        sure = might = sure_file = might_file = 0
+        for page in self.pages.values():
+            anon = page.held == "anon"
+            if not page.shared:
+                sure += anon and (not splits or any(page.own.values()))
+                might += page.file is None or anon
+            if page.file and not anon:
+                sure_file += page.held == "file"
+                might_file += 1
+        return (sure, might), (sure_file, might_file)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernels that programs run on, and how many programs each gets."""
+
+import functools
+import os
+from dataclasses import dataclass
+
+from virtmm.kconfig import resolve
+
+_TIMES = {"default": 1, "ci": 4, "expensive": 50}
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """
+    A kernel and a machine.
+
+    Attributes:
+        share: random programs of a default run.
+        hypothesis: programs of a default run that hypothesis makes up.
+        tight: memory is too small for the programs: the shrinker runs, allocations fail.
+    """
+
+    arch: str
+    defconfig: str
+    fragments: tuple[str, ...] = ()
+    c_ranges: str = "y"
+    knobs: tuple[str, ...] = ()
+    memory_mb: int = 64
+    share: int = 12
+    hypothesis: int = 10
+    tight: bool = False
+
+    def __str__(self):
+        parts = (self.arch, self.defconfig, *self.fragments, "c" if self.c_ranges == "y" else "py")
+        return "-".join((*parts, *(("tight",) if self.tight else ())))
+
+    @property
+    def mthp(self):
+        return self.defconfig.startswith("linux")
+
+    def programs(self, profile=None):
+        return self.share * _TIMES[profile or os.environ.get("HYPOTHESIS_PROFILE", "default")]
+
+    def config(self, *sets):
+        return _config(self, sets)
+
+
+@functools.cache
+def _config(flavour, sets):
+    sets = [f"C_RANGES={flavour.c_ranges}", f"MEMORY_MB={flavour.memory_mb}", *sets]
+    sets += ["PHYS_BACKING=y", "FAULT_INJECTION=y"]
+    return resolve(flavour.arch, flavour.defconfig, flavour.fragments, sets)
+
+
+_ALWAYS = ("enabled=always",)
+SERIES = [
+    Flavour("arm64", "anonfolio_basic"),
+    Flavour("arm64", "anonfolio_basic", c_ranges="n", knobs=_ALWAYS),
+    Flavour("arm64", "anonfolio_basic", ("16k",), knobs=_ALWAYS),
+    Flavour("arm64", "anonfolio_basic", ("64k",), knobs=_ALWAYS, memory_mb=1024, share=4),
+    Flavour("arm64", "baseline_4k"),
+    Flavour("x86", "baseline_4k", c_ranges="n"),
+    Flavour("x86", "baseline_4k"),
+]
+MAINLINE = [
+    Flavour("powerpc", "linux-7.3", share=100),
+    Flavour("powerpc", "linux-7.3", c_ranges="n", share=40),
+    Flavour("powerpc", "linux-7.3", memory_mb=16, share=60, tight=True),
+    Flavour("powerpc", "linux-6.12", memory_mb=16, c_ranges="n", share=20, tight=True),
+    Flavour("powerpc", "linux-6.12", share=30),
+    Flavour("arm64", "linux-6.12", memory_mb=32, share=8),
+    Flavour("arm64", "linux-7.3", memory_mb=32, share=12),
+    Flavour("arm64", "linux-7.3", memory_mb=32, c_ranges="n", share=4),
+    Flavour("arm64", "linux-7.3", memory_mb=16, knobs=("mem=4M",), share=12, tight=True),
+    Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=4),
+    Flavour("x86", "linux-7.3", memory_mb=32, share=4),
+    Flavour("riscv", "linux-7.3", memory_mb=32, c_ranges="n", share=3),
+]
+FLAVOURS = [*SERIES, *MAINLINE]
