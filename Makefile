@@ -97,7 +97,7 @@ check: setup-test
 	$(Q)$(PY) scripts/check.py
 
 clean:
-	$(Q)rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache
+	$(Q)rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
 	$(Q)find . -path ./.git -prune -o -path './$(VENV)' -prune -o \
 		-name __pycache__ -type d -exec rm -rf {} +
 

@@ -61,6 +61,8 @@ class OneLine(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with one_line(ctx):
+            if sys.stdout is None:
+                raise SystemExit(fail("standard output is closed; give it a file, or use -o"))
             return super().invoke(ctx)
 
 
@@ -110,7 +112,15 @@ def write(text: str, output: Path | None) -> None:
     """Print the text, or write it to a file whole or not at all."""
     text = text.rstrip("\n")
     if output is None:
-        click.echo(text)
+        try:
+            click.echo(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            # What the interpreter would try to write at its end fails again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(fail(f"standard output: cannot write: {e.strerror}")) from None
         return
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     if output.exists() and not output.is_file():

@@ -40,7 +40,7 @@ _loaded: dict[Path, tuple[Any, Any]] = {}
 def cache_folder() -> Path:
     """Return where compiled cores are kept: $VIRTMM_CACHE, else the user's cache folder."""
     if os.environ.get("VIRTMM_CACHE"):
-        return Path(os.environ["VIRTMM_CACHE"])
+        return Path(os.environ["VIRTMM_CACHE"]).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "virtmm"
 

@@ -18,7 +18,7 @@ from virtmm.mm.vm_flags import (
     MADV_WIPEONFORK,
 )
 
-from .driver import HUGE, HUGE_AGAIN, STRETCHES
+from .driver import FAR, HUGE, HUGE_AGAIN, STRETCHES
 from .model import FLAGS
 
 who = st.integers(0, 3)
@@ -88,7 +88,8 @@ def calls(huge):
         units = st.tuples(st.integers(0, 63), st.sampled_from((0, 0, 1, -1)))
         page = st.one_of(st.tuples(st.just(HUGE), units, st.integers(1, 4)), page)
         blocks = st.sampled_from(((48, 0), (16, 0), (0, 0), (17, 0)))
-        spot = st.one_of(st.tuples(st.just(HUGE), blocks), spot)
+        far = st.just((FAR, (0, 0)))
+        spot = st.one_of(st.tuples(st.just(HUGE), blocks), far, spot)
         advice = (*ADVICE, *HUGE_ADVICE)
     count = st.one_of(st.just((32, 0)), pages) if huge else pages
     new_mapping = call("mmap", who, where, prot, backing, st.booleans(), rarely)

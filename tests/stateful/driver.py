@@ -4,8 +4,6 @@
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, VMA_RECORD
 from virtmm.mm.fault_inject import FaultInjection
-from virtmm.mm.huge_memory import hugepage_vma_check
-from virtmm.mm.large_anon_folio import max_anon_folio_order
 from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special
 from virtmm.mm.vm_flags import (
     EFAULT,
@@ -35,6 +33,7 @@ from virtmm.knobs import STATES
 from virtmm.machine import CLONE_VM, Machine
 
 from .model import FLAGS, File, Page, Space
+from .order import expected_order
 
 #: Pages in each stretch of addresses that programs use; a PMD boundary lies in the first, one of the
 #: level above in the second, and the third, the heap, begins where nothing is aligned.
@@ -42,6 +41,8 @@ STRETCHES = (192, 64, 48)
 #: One more begins half a PMD below a PMD boundary and holds two whole PMDs (one where they are large). Its
 #: offsets and counts are pairs: 32nds of a PMD, and pages more.
 HUGE = 3
+#: Two PMDs, far from everything: nothing else needs the tables above them.
+FAR = 4
 RW = PROT_READ | PROT_WRITE
 HUGE_AGAIN = (
     *[(HUGE, (16, 0), (32, 0))] * 4,  # a whole PMD
@@ -55,6 +56,7 @@ HUGE_AGAIN = (
     (HUGE, (16, 0), (0, 1)),
     (HUGE, (32, -1), (0, 2)),
     (HUGE, (16, 1), (1, 0)),
+    (FAR, (0, 0), (32, 0)),
 )
 FILE_PAGES = 12
 DROPS = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT)
@@ -81,8 +83,9 @@ class Driver:
         pmd = k.pmd_shift - k.page_shift
         above = k.levels[-2][0] - k.page_shift
         half = 1 << pmd - 1
-        self.starts = ((4 << pmd) - 128, (1 << above) - 16, (7 << pmd) + 5, (16 << pmd) - half)
-        self.sizes = (*STRETCHES, 4 * half if pmd > 9 else 6 * half)
+        low = (4 << pmd) - 128, (1 << above) - 16, (7 << pmd) + 5
+        self.starts = (*low, (16 << pmd) - half, 3 << above)
+        self.sizes = (*STRETCHES, 4 * half if pmd > 9 else 6 * half, 4 * half)
         self.unit = (1 << pmd) // 32
         self.mthp = k.config.policy == "mthp"
         self.exact = k.config.policy == "base"
@@ -112,7 +115,7 @@ class Driver:
         stretch, offset, nr = where
         size = self.sizes[stretch]
         offset = self.pages(offset) % size
-        self.exact = self.exact and stretch != HUGE
+        self.exact = self.exact and stretch < HUGE
         return self.starts[stretch] + offset, max(1, min(self.pages(nr), size - offset))
 
     def pages(self, count):
@@ -394,7 +397,7 @@ class Driver:
         """Map memory, write to every second or third page and read another: what follows then matters."""
         self.mmap(who, where, RW, kind, True, False)
         pid, (at, nr) = self.pid(who), self.place(where)
-        if where[0] == HUGE:  # in bulk
+        if where[0] >= HUGE:  # in bulk
             self.madvise(who, where, MADV_POPULATE_WRITE, armed)
         for i in range(0, nr, max(2 + value % 2, nr // 6)):
             for byte in (0, -1):  # two, for a copy that loses what the next write does not replace
@@ -405,7 +408,7 @@ class Driver:
         """Access every page of a short range, and check the order of each folio that comes of it."""
         pid, (at, nr) = self.pid(who), self.place(where)
         for p in range(at, at + min(nr, 8)):
-            wanted = None if armed or not write else self.expected_order(pid, p)
+            wanted = None if armed or not write else expected_order(self, pid, p)
             pages = self.allocated()
             got = self.m.touch(pid, self.address(p), write)
             if armed and got == VM_FAULT_OOM:
@@ -457,39 +460,7 @@ class Driver:
         expected = -error if error else self.spaces[pid].pages[at].bytes().get(offset, 0)
         assert got == expected, f"page {at:#x} byte {offset}: {got}, the model says {expected}"
 
-    # The order rule, straight from its one sentence
-
-    def expected_order(self, pid, p):
-        """Return the order that a first write to a page must get; None when it is no such write."""
-        k, mm = self.k, self.mm(pid)
-        vma = vma_lookup(k, mm, self.address(p))
-        base = vma * VMA_RECORD
-        if not vma or k.vma[base + layout.VMA_FILE] or self.leaf(pid, p)[0]:
-            return None
-        low, high = (k.vma[base + f] >> k.page_shift for f in (layout.VMA_START, layout.VMA_END))
-        place = pmd_offset(k, mm, self.address(p))
-        for order in self.allowed_orders(vma, self.spaces[pid].pages[p]):
-            first = p & -(1 << order)
-            if first < low or first + (1 << order) > high:
-                continue
-            if order == k.pmd_order:
-                if not place or not k.phys[place]:
-                    return order
-            elif not any(self.leaf(pid, q)[0] for q in range(first, first + (1 << order))):
-                return order
-        return 0
-
-    def allowed_orders(self, vma, page):
-        """Return the orders that policy allows a page, largest first."""
-        if not self.mthp:
-            huge = [self.k.pmd_order] if hugepage_vma_check(self.k, vma) else []
-            return [*huge, *range(max_anon_folio_order(self.k, vma), 1, -1)]
-        top = self.knobs["enabled"]
-        inherit = top == "always" or (page.huge == 1 and top == "madvise")
-        wanted = {"always": True, "madvise": page.huge == 1, "inherit": inherit, "never": False}
-        states = [self.knobs[name] for name in self.m.sizes()]
-        orders = [order for order, state in enumerate(states, 2) if wanted[state]]
-        return orders[::-1] if page.huge != -1 else []
+    # What folios there are
 
     def allocated(self):
         """Return how many pages were ever allocated for users."""

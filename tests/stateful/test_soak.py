@@ -23,7 +23,7 @@ from virtmm.mm.vm_flags import (
 )
 
 from . import invariants
-from .driver import HUGE, HUGE_AGAIN, STRETCHES, Driver
+from .driver import FAR, HUGE, HUGE_AGAIN, STRETCHES, Driver
 from .flavours import FLAVOURS
 from .model import FLAGS
 
@@ -73,7 +73,8 @@ def program(rng, mthp=False, tight=False):
         source = where()
         if source[0] == HUGE and rng.random() < 0.7:
             offset = rng.choice(((48, 0), (16, 0), (0, 0), (17, 0), (48, 1)))
-            return source, (HUGE, offset), source[2], often()
+            target = (FAR, (rng.choice((0, 32)), 0)) if rng.random() < 0.3 else (HUGE, offset)
+            return source, target, source[2], often()
         return source, rng.choice((None, where()[:2])), rng.randint(1, 40), often()
 
     fresh = ("private", "private", "private" if mthp else (0, 2, False))

@@ -386,9 +386,14 @@ def test_compiler_that_fails(virtmm, trace, tmp_path):
 
 
 def start(*args, **kw):
-    return subprocess.Popen(
-        [*COMMAND, *map(str, args)], cwd=topdir(), stderr=subprocess.PIPE, text=True, **kw
-    )
+    """Start the command; Ctrl-C reaches it also where this suite runs with it ignored (make test &)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*COMMAND, *map(str, args)], cwd=topdir(), stderr=subprocess.PIPE, text=True, **kw
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_command_itself(trace, tmp_path):
@@ -432,3 +437,19 @@ def test_ctrl_c(tmp_path):
         os.close(writer)
     assert (process.returncode, out) == (1, "")
     assert err.strip() == "Aborted!"
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_standard_output_that_takes_nothing(trace, fmt):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        process = start("replay", trace, "--format", fmt, stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == "virtmm: standard output: cannot write: No space left on device\n"
+
+
+def test_standard_output_that_is_closed(trace):
+    command = ["sh", "-c", '"$@" >&-', "sh", *COMMAND, "replay", str(trace)]
+    process = subprocess.run(command, cwd=topdir(), stderr=subprocess.PIPE, text=True, timeout=60)
+    assert process.returncode == 2
+    assert process.stderr == "virtmm: standard output is closed; give it a file, or use -o\n"

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The order that a first write to a page must get, straight from the rule's one sentence."""
+
+from virtmm.mm import layout
+from virtmm.mm.arena import VMA_RECORD
+from virtmm.mm.huge_memory import hugepage_vma_check
+from virtmm.mm.large_anon_folio import max_anon_folio_order
+from virtmm.mm.pgtable import pmd_offset
+from virtmm.mm.vma import vma_lookup
+
+
+def expected_order(driver, pid, p):
+    """Return the order; None when it is no write to anonymous memory that maps nothing."""
+    k, mm = driver.k, driver.mm(pid)
+    vma = vma_lookup(k, mm, driver.address(p))
+    base = vma * VMA_RECORD
+    if not vma or k.vma[base + layout.VMA_FILE] or driver.leaf(pid, p)[0]:
+        return None
+    low, high = (k.vma[base + f] >> k.page_shift for f in (layout.VMA_START, layout.VMA_END))
+    place = pmd_offset(k, mm, driver.address(p))
+    for order in allowed_orders(driver, vma, driver.spaces[pid].pages[p]):
+        first = p & -(1 << order)
+        if first < low or first + (1 << order) > high:
+            continue
+        if order == k.pmd_order:
+            if not place or not k.phys[place]:
+                return order
+        elif not any(driver.leaf(pid, q)[0] for q in range(first, first + (1 << order))):
+            return order
+    return 0
+
+
+def allowed_orders(driver, vma, page):
+    """Return the orders that policy allows a page, largest first."""
+    if not driver.mthp:
+        huge = [driver.k.pmd_order] if hugepage_vma_check(driver.k, vma) else []
+        return [*huge, *range(max_anon_folio_order(driver.k, vma), 1, -1)]
+    top = driver.knobs["enabled"]
+    inherit = top == "always" or (page.huge == 1 and top == "madvise")
+    wanted = {"always": True, "madvise": page.huge == 1, "inherit": inherit, "never": False}
+    states = [driver.knobs[name] for name in driver.m.sizes()]
+    orders = [order for order, state in enumerate(states, 2) if wanted[state]]
+    return orders[::-1] if page.huge != -1 else []
