@@ -4,6 +4,8 @@ The processor's side of a fault: what an access does, and what arch code checks 
 handle_mm_fault().
 
 Mirrors: arch/*/mm/fault.c and the VMA checks of mm/gup.c.
+
+SIMPLIFIED: the hardware sets young and dirty by itself; an old or clean entry never faults.
 """
 
 from __future__ import annotations

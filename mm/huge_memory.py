@@ -186,7 +186,12 @@ def pgtable_trans_huge_withdraw(k: Arena, mm: int) -> int:
 
 
 def mm_get_huge_zero_folio(k: Arena) -> int:
-    """Return the huge zero folio, made at its first use and kept; 0 when memory is short."""
+    """
+    Return the huge zero folio, made at its first use; 0 when memory is short.
+
+    SIMPLIFIED: it is kept for good, where the kernel's shrinker frees it when nobody maps it, and no
+    peak counts it.
+    """
     folio = k.zone[ZONE_HUGE_ZERO]
     if not folio:
         folio = alloc_pages(k, k.pmd_order)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""mlock and munlock: memory that stays, and is there at once."""
+"""
+mlock and munlock: memory that stays, and is there at once.
+
+SIMPLIFIED: no RLIMIT_MEMLOCK, and no limit on what may be mapped (overcommit) anywhere.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
         stop = min(end, k.vma[base + VMA_END])
         flags = k.vma[base + VMA_FLAGS] & ~VM_ACCESS_FLAGS | prot & VM_ACCESS_FLAGS
         if prot & VM_WRITE and not flags & (VM_SHARED | VM_NORESERVE):
-            flags |= VM_ACCOUNT  # it stays when the right to write goes
+            # SIMPLIFIED: it stays when the right to write goes; since 6.7 not where no page was made.
+            flags |= VM_ACCOUNT
         old = k.vma[base + VMA_FLAGS]
         if not vma_set_flags(k, vma, at, stop, flags):
             return -ENOMEM

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""powerpc64 with the radix MMU, 64K base pages."""
+"""
+powerpc64 with the radix MMU, 64K base pages.
+
+SIMPLIFIED: every page table takes a page of its own; the machine's small ones (256 bytes at the last
+level) share pages, so page-table memory and the peak are too high here.
+"""
 
 from virtmm.arch.params import ArchParams, Attr, Geometry, Level, PteFormat
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""x86-64: four-level paging, 4K base pages, user half of the address space."""
+"""
+x86-64: four-level paging, 4K base pages.
+
+SIMPLIFIED: user addresses reach to 2**48 as the tables do, not to 2**47; no recorded program is there.
+"""
 
 from virtmm.arch.params import ArchParams, Attr, Geometry, Level, PteFormat
 

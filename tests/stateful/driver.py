@@ -59,6 +59,7 @@ HUGE_AGAIN = (
     (FAR, (0, 0), (32, 0)),
 )
 FILE_PAGES = 12
+ABOVE = ("use_zero_page", "shrink_underused", "khugepaged/max_ptes_none")
 DROPS = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT)
 
 
@@ -302,17 +303,18 @@ class Driver:
         self.same(got, expected, False)
 
     def knob(self, which, value, armed=False):
-        """Write a knob: of a folio size, "pmd" of the largest, "enabled" or use_zero_page."""
-        names = [*self.knobs, *(("use_zero_page",) if self.mthp else ())]
-        if which == "pmd":
-            which = len(self.knobs) - 2
-        name = "enabled" if which == "enabled" else names[which % len(names)]
-        if name == "use_zero_page":
+        """Write a knob: of a folio size, "pmd" of the largest, "enabled", or one of ABOVE."""
+        names = [*self.knobs, *(ABOVE if self.mthp else ())]
+        which = len(self.knobs) - 2 if which == "pmd" else which
+        name = which if isinstance(which, str) else names[which % len(names)]
+        if name == "khugepaged/max_ptes_none":  # fewer, and huge pages of zeroes are split
+            self.m.set(name, str(((1 << self.k.pmd_order) - 1) * (value % 12) // 11))
+        elif name in ABOVE:
             self.m.set(name, str(value % 2))
-            return
-        states = ("always", "madvise", "never") if name == "enabled" else STATES
-        self.knobs[name] = states[value % len(states)]
-        self.m.set(name, self.knobs[name])
+        else:
+            states = ("always", "madvise", "never") if name == "enabled" else STATES
+            self.knobs[name] = states[value % len(states)]
+            self.m.set(name, self.knobs[name])
 
     def mremap(self, who, source, target, new, keep, armed=False):
         """``target`` None: in place."""

@@ -8,16 +8,21 @@ from virtmm.mm.vm_flags import (
     EINVAL,
     ENOMEM,
     MADV_DONTFORK,
+    MADV_FREE,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
     MADV_POPULATE_WRITE,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
     PROT_READ,
     VM_FAULT_SIGSEGV,
 )
 from virtmm.mm.zap import tlb_capacity
 
 from . import invariants
-from .driver import Driver
+from .driver import FAR, HUGE, Driver
+from .flavours import Flavour
 
 A, B, C = 0x10000000, 0x20000000, 0x40000000
 P = 4096
@@ -141,3 +146,42 @@ def test_a_page_that_another_thread_mapped_is_zero(d):
     d.inject.populate = {d.inject._attempts + 1: 3}
     assert m.touch(1, A, True) == 0
     assert m.load(1, A + 3 * P) == 0
+
+
+BLOCK = (HUGE, (16, 0), (32, 0))
+
+
+@pytest.fixture(params="yn")
+def p(request):
+    """Return a driver of a small powerpc machine, whose PMDs have 32 pages of 64K."""
+    flavour = Flavour("powerpc", "linux-7.3", c_ranges=request.param, memory_mb=16, tight=True)
+    driver = Driver(flavour.config(), (), tight=True)
+    driver.step("knob", "enabled", 0)
+    yield driver
+    invariants.check(driver.k)
+    invariants.check_all_free(driver)
+    driver.close()
+
+
+def test_paging_out_pages_of_an_architecture_whose_entries_are_alike_at_all_levels(p):
+    p.step("fill", 0, BLOCK, 85, "private")
+    p.step("madvise", 0, (HUGE, (24, 0), (16, 0)), MADV_FREE)
+    p.step("madvise", 0, BLOCK, MADV_PAGEOUT)
+    assert p.k.zone[layout.ZONE_ANON] == 16
+
+
+def test_a_huge_entry_that_the_shrinker_splits_while_it_moves(p):
+    """Splitting gives nothing back here, as the pages are locked: there is no memory for the tables."""
+    p.m.set("khugepaged/max_ptes_none", "0")
+    at, to = (p.address(p.place((stretch, (16, 0), 1))[0]) for stretch in (HUGE, FAR))
+    size = p.k.pmd_size
+    to &= -size
+    assert p.m.mmap(1, at, size) == p.m.touch(1, at, True) == p.m.mlock(1, at, size) == 0
+    assert p.k.page[p.leaf(1, at >> p.k.page_shift)[1] * 8 + layout.PAGE_ORDER] == p.k.pmd_order
+    assert p.m.mmap(1, A, 256 * p.k.page_size) == p.m.madvise(1, A, size * 8, MADV_NOHUGEPAGE) == 0
+    page = 0
+    while not p.m.touch(1, A + page * p.k.page_size, True):
+        page += 1
+    invariants.check(p.k)
+    assert p.m.mremap(1, at, size, to, size, MREMAP_FIXED) == -ENOMEM
+    assert p.m.store(1, at, 3) == 0

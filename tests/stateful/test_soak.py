@@ -107,10 +107,14 @@ def program(rng, mthp=False, tight=False):
     kinds = (0, 0, 2, 3, 4, 5, 7, 9, "charge", "charge", "race", "race", "no memory")
 
     def knob(which=None):
-        which = which or rng.choice(("pmd", "enabled", rng.randrange(16), rng.randrange(16)))
+        which = which or rng.choice(("pmd", "enabled", *(rng.randrange(16) for _ in range(3))))
         return None, ("knob", which, rng.choice((0, 0, 0, rng.randrange(12))))
 
-    calls = [knob("enabled"), *(knob() for _ in range(rng.choice((0, 3, 6))))] if mthp else []
+    few = "khugepaged/max_ptes_none"
+    first = [knob(few)] if tight and rng.random() < 0.7 else []
+    calls = (
+        [*first, knob("enabled"), *(knob() for _ in range(rng.choice((0, 3, 6))))] if mthp else []
+    )
     for name in ("fill", *(("fill",) if mthp else ()), *names):
         if mthp and rng.random() < 0.05:
             calls.append(knob())
