@@ -177,7 +177,8 @@ def move_page_tables(k: Arena, mm: int, start: int, end: int, to: int) -> bool:
         if pmd_trans_huge(k, k.phys[place]):
             whole = stop - address == k.pmd_size
             if not whole or not move_huge_pmd(k, mm, place, target):
-                __split_huge_pmd(k, vma_lookup(k, mm, address), place)
+                if pmd_trans_huge(k, k.phys[place]):  # else a shrinker that made room split it
+                    __split_huge_pmd(k, vma_lookup(k, mm, address), place)
                 continue
         elif stop - address != k.pmd_size or not move_huge_pmd(k, mm, place, target):
             new = pte_alloc_map(k, mm, target)

@@ -59,7 +59,7 @@ HUGE_AGAIN = (
     (FAR, (0, 0), (32, 0)),
 )
 FILE_PAGES = 12
-ABOVE = ("use_zero_page", "shrink_underused", "khugepaged/max_ptes_none")
+ABOVE = ("use_zero_page", "shrink_underused", "khugepaged/max_ptes_none", "defrag")
 DROPS = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT)
 
 
@@ -309,6 +309,8 @@ class Driver:
         name = which if isinstance(which, str) else names[which % len(names)]
         if name == "khugepaged/max_ptes_none":  # fewer, and huge pages of zeroes are split
             self.m.set(name, str(((1 << self.k.pmd_order) - 1) * (value % 12) // 11))
+        elif name == "defrag":
+            self.m.set(name, ("always", "madvise", "never")[value % 3])
         elif name in ABOVE:
             self.m.set(name, str(value % 2))
         else:
