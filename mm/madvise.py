@@ -176,7 +176,9 @@ def madvise_folio_range(k: Arena, vma: int, start: int, end: int, advice: int) -
                     continue
                 if whole:
                     age_entry(k, place, advice)
-                if whole and advice == MADV_PAGEOUT:
+                if whole and advice == MADV_FREE:
+                    k.page[folio * _P + PAGE_FLAGS] |= PG_lazyfree
+                elif whole and advice == MADV_PAGEOUT:
                     shrink_folio(k, vma, place, by_pmd=True)
         else:
             pte = pte_in_table(k, pmd, address)
@@ -209,7 +211,7 @@ def madvise_pte_range(k: Arena, vma: int, pte: int, nr: int, advice: int) -> Non
                 if folio_maybe_mapped_shared(k, folio) or not split_folio(k, folio):
                     pte += batch
                 continue
-        if total == 1 << order:
+        if total == 1 << order or advice == MADV_FREE:  # others that map it too may write to it
             for at in range(pte, pte + batch):
                 age_entry(k, at, advice)
             if advice == MADV_FREE:

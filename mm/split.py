@@ -56,6 +56,7 @@ from .pgtable import (
     mk_pte,
     pmd_offset,
     pmd_trans_huge,
+    pte_dirty,
     pte_mkspecial,
     pte_mkyoung,
     pte_offset_map,
@@ -132,6 +133,8 @@ def split_folio(k: Arena, folio: int, extra: int = 0) -> bool:
     if order == k.pmd_order:
         k.vmstat[VM_thp_split_page] += 1
     keep = words[base + PAGE_FLAGS] & (PG_anon | PG_swapbacked | PG_lru | PG_lazyfree)
+    if any(pte_dirty(k, k.phys[pte]) for _, pte, _ in found):
+        keep &= ~PG_lazyfree  # which pages were written to is forgotten: all count as dirty
     mapping = words[base + PAGE_MAPPING]
     index = words[base + PAGE_INDEX] | words[base + PAGE_INDEX_HI] << 32
     for _, pte, _ in found:

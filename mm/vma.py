@@ -68,7 +68,7 @@ def vmas_in(k: Arena, mm: int, start: int, end: int) -> list[int]:
     """Return the VMAs that overlap [start, end), in order of address."""
     slot, (_, last) = find_slot(k, mm, start), slots(k, mm)
     found = []
-    while slot < last and k.vma_start[slot] < end:
+    while start < end and slot < last and k.vma_start[slot] < end:
         found.append(k.vma_index[slot])
         slot += 1
     return found

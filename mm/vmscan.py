@@ -26,8 +26,9 @@ def shrink_folio(k: Arena, vma: int, place: int, *, by_pmd: bool = False) -> Non
     """
     Drop a lazyfree folio that was not written to since, split any other large one.
 
-    One that was written to is not lazyfree any longer, and stays whole this time. The VMA alone
-    maps the folio, and all of it: ``place`` is its first entry, or its huge entry.
+    Pages of equal rights go together, up to the first that were written to: the folio is not
+    lazyfree any longer, and what is left of it stays. The VMA alone maps the folio, and all of it:
+    ``place`` is its first entry, or its huge entry.
     """
     folio = k.page[pte_pfn(k, k.phys[place]) * _P + PAGE_HEAD]
     base = folio * _P
@@ -35,10 +36,17 @@ def shrink_folio(k: Arena, vma: int, place: int, *, by_pmd: bool = False) -> Non
     if not k.page[base + PAGE_FLAGS] & PG_lazyfree:
         if k.page[base + PAGE_ORDER]:
             split_folio(k, folio)
-    elif any(pte_dirty(k, entry) for entry in k.phys[place : place + nr].tolist()):
-        k.page[base + PAGE_FLAGS] &= ~PG_lazyfree
-    elif by_pmd:
-        zap_huge_pmd(k, vma, place)
-    else:
-        tlb_gather_mmu(k)
-        zap_pte_range(k, vma, k.vma[vma * _V + VMA_MM], place, nr)
+        return
+    ignore = k.arch.pte.young.mask | k.arch.pte.dirty.mask | k.cont_bit
+    end = place + nr
+    while place < end:
+        batch = k.ops.folio_pte_batch(place, ignore, end - place)
+        if any(pte_dirty(k, entry) for entry in k.phys[place : place + batch].tolist()):
+            k.page[base + PAGE_FLAGS] &= ~PG_lazyfree
+            return
+        if by_pmd:
+            zap_huge_pmd(k, vma, place)
+        else:
+            tlb_gather_mmu(k)
+            zap_pte_range(k, vma, k.vma[vma * _V + VMA_MM], place, batch)
+        place += batch
