@@ -18,8 +18,8 @@ from virtmm.mm.vm_flags import (
     MADV_WIPEONFORK,
 )
 
-from .driver import FAR, HUGE, HUGE_AGAIN, STRETCHES
 from .model import FLAGS
+from .places import FAR, HUGE, HUGE_AGAIN, STRETCHES
 
 who = st.integers(0, 3)
 pages = st.integers(1, 40)
@@ -115,6 +115,8 @@ def calls(huge):
         call("mprotect", who, where, prot),
         call("protect_twice", who, where, st.sampled_from((0, 1))),
         call("lock", who, where, st.booleans()),
+        call("reclaim", who, where, st.booleans()),
+        call("zeroes", who, where),
         advise,
         advise,
         move,

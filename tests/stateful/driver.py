@@ -34,30 +34,9 @@ from virtmm.machine import CLONE_VM, Machine
 
 from .model import FLAGS, File, Page, Space
 from .order import expected_order
+from .places import HUGE, STRETCHES
 
-#: Pages in each stretch of addresses that programs use; a PMD boundary lies in the first, one of the
-#: level above in the second, and the third, the heap, begins where nothing is aligned.
-STRETCHES = (192, 64, 48)
-#: One more begins half a PMD below a PMD boundary and holds two whole PMDs (one where they are large). Its
-#: offsets and counts are pairs: 32nds of a PMD, and pages more.
-HUGE = 3
-#: Two PMDs, far from everything: nothing else needs the tables above them.
-FAR = 4
 RW = PROT_READ | PROT_WRITE
-HUGE_AGAIN = (
-    *[(HUGE, (16, 0), (32, 0))] * 4,  # a whole PMD
-    *[(HUGE, (48, 0), (32, 0))] * 2,  # the next
-    *[(HUGE, (16, 0), (64, 0))] * 2,  # both
-    (HUGE, (0, 0), (96, 0)),
-    (HUGE, (24, 0), (16, 0)),  # part of one
-    (HUGE, (32, 0), (32, 0)),  # across the boundary
-    (HUGE, (16, 0), (4, 0)),
-    (HUGE, (47, 0), (1, 0)),
-    (HUGE, (16, 0), (0, 1)),
-    (HUGE, (32, -1), (0, 2)),
-    (HUGE, (16, 1), (1, 0)),
-    (FAR, (0, 0), (32, 0)),
-)
 FILE_PAGES = 12
 ABOVE = ("use_zero_page", "shrink_underused", "khugepaged/max_ptes_none", "defrag")
 DROPS = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT)
@@ -249,12 +228,14 @@ class Driver:
     def mprotect(self, who, where, prot, armed=False):
         pid, (at, nr) = self.pid(who), self.place(where)
         got = self.m.mprotect(pid, self.address(at), nr << self.k.page_shift, prot)
-        self.same(got, self.spaces[pid].mprotect(at, nr, prot), False)
+        self.same(got, self.spaces[pid].mprotect(at, nr, prot, not armed), False)
+        if armed:
+            self.learn(pid, at, nr)
 
     def protect_twice(self, who, where, prot, armed=False):
         """Take rights away and give them back: entries must be none the wiser."""
-        self.mprotect(who, where, prot)
-        self.mprotect(who, where, RW)
+        self.mprotect(who, where, prot, armed)
+        self.mprotect(who, where, RW, armed)
 
     def madvise(self, who, where, advice, armed=False):
         pid, (at, nr) = self.pid(who), self.place(where)
@@ -291,8 +272,7 @@ class Driver:
     def lock(self, who, where, lock, armed=False):
         pid, (at, nr) = self.pid(who), self.place(where)
         call = self.m.mlock if lock else self.m.munlock
-        got = call(pid, self.address(at), nr << self.k.page_shift)
-        space = self.spaces[pid]
+        got, space = call(pid, self.address(at), nr << self.k.page_shift), self.spaces[pid]
         expected = space.lock(at, nr, lock)
         if lock and armed:
             self.learn(pid, at, nr)
@@ -426,10 +406,18 @@ class Driver:
                 assert order == wanted, f"order {order} at page {p:#x}, expected {wanted}"
                 assert self.allocated() == pages + (1 << order), "a folio was allocated in vain"
 
-    def refault(self, who, where, armed=False):
-        """Drop pages and write to them again: fresh memory where something was."""
-        self.madvise(who, where, MADV_DONTNEED)
+    def refault(self, who, where, hint=None, armed=False):
+        """Drop pages and write to them again, perhaps after advice: fresh memory where something was."""
+        for advice in (MADV_DONTNEED, *([hint] if hint else [])):
+            self.madvise(who, where, advice)
         self.touch(who, where, True, armed)
+
+    def reclaim(self, who, where, write, armed=False):
+        """Let memory be dropped, perhaps write to some of it, and have it dropped."""
+        self.madvise(who, where, MADV_FREE, armed)
+        if write:
+            self.store(who, where, 3, 3, armed)
+        self.madvise(who, where, MADV_PAGEOUT, armed)
 
     def zeroes(self, who, where, armed=False):
         """Drop pages and read them: the zero page, or the huge one; then write to one."""

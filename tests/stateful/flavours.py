@@ -70,7 +70,7 @@ MAINLINE = [
     Flavour("powerpc", "linux-6.12", memory_mb=16, c_ranges="n", share=20, tight=True),
     Flavour("powerpc", "linux-6.12", share=30),
     Flavour("arm64", "linux-6.12", memory_mb=32, share=8),
-    Flavour("arm64", "linux-7.3", memory_mb=32, share=12),
+    Flavour("arm64", "linux-7.3", memory_mb=32, share=16),
     Flavour("arm64", "linux-7.3", memory_mb=32, c_ranges="n", share=4),
     Flavour("arm64", "linux-7.3", memory_mb=16, knobs=("mem=4M",), share=12, tight=True),
     Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=4),

@@ -113,11 +113,16 @@ class Space:
             self.pages.pop(p, None)
         return 0
 
-    def mprotect(self, at, nr, prot):
+    def mprotect(self, at, nr, prot, locked):
+        """``locked``: a private page that is locked is populated when it becomes writable."""
         for p in range(at, at + nr):
-            if p not in self.pages:
+            page = self.pages.get(p)
+            if page is None:
                 return -ENOMEM
-            self.pages[p].prot = prot
+            becomes = prot & PROT_WRITE and not page.prot & PROT_WRITE
+            page.prot = prot
+            if locked and page.locked and becomes and not page.shared:
+                self.access(p, True)
         return 0
 
     def advise(self, at, nr, advice):

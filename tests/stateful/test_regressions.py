@@ -21,8 +21,9 @@ from virtmm.mm.vm_flags import (
 from virtmm.mm.zap import tlb_capacity
 
 from . import invariants
-from .driver import FAR, HUGE, Driver
+from .driver import Driver
 from .flavours import Flavour
+from .places import FAR, HUGE
 
 A, B, C = 0x10000000, 0x20000000, 0x40000000
 P = 4096
@@ -110,6 +111,17 @@ def test_a_move_without_memory_for_tables_leaves_all_as_it_was(d, flags, table):
     assert m.load(1, A) == 9
 
 
+@pytest.mark.parametrize("table", range(1, 5))
+def test_a_move_that_fails_half_way_goes_back(d, table):
+    m, at, to = d.m, A - 2 * P, C - 3 * P
+    assert m.mmap(1, at, 4 * P) == 0
+    assert all(m.store(1, at + i * P, 5 + i) == 0 for i in range(4))
+    fail_alloc(d, table)
+    error = m.mremap(1, at, 4 * P, to, 4 * P)
+    assert error == (0 if table == 4 else -ENOMEM)
+    assert [m.load(1, (at if error else to) + i * P) for i in range(4)] == [5, 6, 7, 8]
+
+
 def test_a_heap_does_not_end_before_it_starts(d):
     m = d.m
     assert m.mmap(1, A - P, P) == 0
@@ -185,3 +197,30 @@ def test_a_huge_entry_that_the_shrinker_splits_while_it_moves(p):
     assert p.leaf(1, at >> p.k.page_shift)[2]
     assert p.m.mremap(1, at, size, to, size, MREMAP_FIXED) == -ENOMEM
     assert p.m.store(1, at, 3) == 0
+
+
+def test_a_page_that_the_shrinker_unmaps_while_it_is_copied(p):
+    """A folio of zeroes is split for want of memory for a copy of its page: there is nothing to copy."""
+    p.m.set("khugepaged/max_ptes_none", "0")
+    at, size = p.address(p.place((HUGE, (16, 0), 1))[0]), p.k.pmd_size
+    assert p.m.mmap(1, at, size) == p.m.touch(1, at, True) == p.m.fork(1, 2) == 0
+    assert p.m.mmap(1, A, 256 * p.k.page_size) == p.m.madvise(1, A, size * 8, MADV_NOHUGEPAGE) == 0
+    page = 0
+    while p.k.zone[layout.ZONE_NR_FREE] > p.k.zone[layout.ZONE_WMARK_MIN]:
+        assert p.m.touch(1, A + page * p.k.page_size, True) == 0
+        page += 1
+    assert p.m.store(1, at, 3) == 0
+    assert (p.m.load(1, at), p.m.load(2, at)) == (3, 0)
+    p.m.exit(2)
+
+
+def test_part_of_a_contiguous_block_is_forked():
+    flavour = Flavour("arm64", "linux-7.3", memory_mb=32)
+    d = Driver(flavour.config())
+    d.m.set("64kB", "always")
+    assert d.m.mmap(1, A, 16 * P) == d.m.touch(1, A, True) == 0
+    assert d.leaf(1, A // P)[0] & d.k.cont_bit
+    assert d.m.madvise(1, A, 5 * P, MADV_DONTFORK) == d.m.fork(1, 2) == 0
+    invariants.check(d.k)
+    d.m.exit(2)
+    d.close()

@@ -16,6 +16,7 @@ from virtmm.mm.vm_flags import (
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
     MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
     MADV_PAGEOUT,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
@@ -23,9 +24,10 @@ from virtmm.mm.vm_flags import (
 )
 
 from . import invariants
-from .driver import FAR, HUGE, HUGE_AGAIN, STRETCHES, Driver
+from .driver import Driver
 from .flavours import FLAVOURS
 from .model import FLAGS
+from .places import FAR, HUGE, HUGE_AGAIN, STRETCHES
 
 LENGTH = 60
 AGAIN = (
@@ -83,6 +85,7 @@ def program(rng, mthp=False, tight=False):
     advice += (MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_DONTNEED_LOCKED)
     if mthp:
         advice += (*[MADV_FREE] * 4, *[MADV_COLD] * 2, *[MADV_COLLAPSE] * 6, *[MADV_HUGEPAGE] * 4)
+    hints = (None, MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE) if mthp else (None,)
     rights = (3, 3, 3, 3, 1, 0, 7) if mthp else (3, 3, 1, 0, 7)
     makers = {
         "fill": (14 if mthp else 8, lambda: (room(), rng.randrange(256), rng.choice(fresh))),
@@ -95,8 +98,9 @@ def program(rng, mthp=False, tight=False):
         "lock": (2, lambda: (where(), rng.random() < 0.3)),
         "brk": (2, lambda: (rng.randint(-4, 4 * STRETCHES[2]),)),
         "touch": (8, lambda: (page(), rng.random() < 0.6)),
-        "refault": (4, lambda: (where(),)),
+        "refault": (4, lambda: (where(), rng.choice(hints))),
         "zeroes": (3, lambda: (where(),)),
+        "reclaim": (2, lambda: (where(), often())),
         "store": (8, lambda: (page(), rng.choice((0, 1, -1)), rng.randint(1, 255))),
         "load": (4, lambda: (page(), rng.choice((0, 1, -1)))),
         "fork": (5, lambda: (rng.random() < 0.15, rng.choice(forks))),
@@ -108,7 +112,7 @@ def program(rng, mthp=False, tight=False):
 
     def knob(which=None):
         which = which or rng.choice(("pmd", "enabled", *(rng.randrange(16) for _ in range(3))))
-        return None, ("knob", which, rng.choice((0, 0, 0, rng.randrange(12))))
+        return None, ("knob", which, rng.choice((0, 0, rng.randrange(12), rng.randrange(12))))
 
     few = "khugepaged/max_ptes_none"
     first = [knob(few)] if tight and rng.random() < 0.7 else []
