@@ -24,6 +24,7 @@ typedef uint64_t u64;
 #define CONST(name, value, doc)
 #define EVENT(name, orders, doc)
 #define VMSTAT(name, doc)
+#define WORK(name, doc)
 #define MTHP_STAT(name, doc)
 struct vk {
 #include "arena.def"
@@ -58,11 +59,20 @@ enum vk_event {
 enum vk_vmstat {
 #include "arena.def"
 };
+#undef VMSTAT
+#undef WORK
+
+#define VMSTAT(name, doc)
+#define WORK(name, doc) WORK_##name,
+enum vk_work {
+#include "arena.def"
+};
 #undef ARRAY
 #undef FIELD
 #undef CONST
 #undef EVENT
 #undef VMSTAT
+#undef WORK
 #undef MTHP_STAT
 
 enum { PAGE_WORDS_SHIFT = PAGE_SHIFT - 3, PAGE_RECORD = 8, MM_RECORD = 16 };

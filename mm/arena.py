@@ -89,8 +89,8 @@ class Config:
     What mm/ needs of .config, as the kernel's code sees its CONFIG_ symbols.
 
     Orders are log2 of base pages, ``nr_pages`` is the memory of the machine in base pages.
-    ``policy`` is the ANON_POLICY: "base", "v1" or "mthp"; the flags at the end are behaviour symbols
-    of releases.
+    ``policy`` is the ANON_POLICY in lower case: "base", "v1" … "mthp". Then come the patches of the v1
+    series (ANON_*), the further fault paths (cow_*), and behaviour symbols of releases.
     """
 
     nr_pages: int
@@ -102,7 +102,20 @@ class Config:
     zap_batch: bool
     phys_backing: bool
     debug_vm: bool
+    clear_last: bool = True
+    alloc_zeroed: bool = True
+    alloc_ladder: bool = True
+    rmap_add_range: bool = True
+    rmap_remove_range: bool = True
+    deferred_split: bool = True
+    fault_alloc: bool = True
+    cow_zero: bool = False
+    cow_copy: bool = False
+    cow_reuse: bool = False
+    exec_folio_order: int = 0
     contpte: bool = False
+    contpte_batch: bool = True
+    contpte_fold: bool = True
     mm_id: bool = False
     huge_zero_cow: bool = False
     underused_queue: bool = False
@@ -170,6 +183,8 @@ class Arena:
     event: memoryview
     vmstat: memoryview
     mthp_stat: memoryview
+    work: memoryview
+    refused: memoryview
     run: memoryview
     config: Config
     arch: ArchParams

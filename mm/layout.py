@@ -4,7 +4,7 @@ The arena's layout for Python: csrc/arena.def, parsed once.
 
 Every FIELD and CONST of that file is a module attribute (``from .layout import PAGE_FLAGS``);
 events and counters are numbered as C numbers them: ``EV_fork``, ``VM_pgfault``,
-``MTHP_split_deferred``.
+``MTHP_split_deferred``, ``WORK_tlbi``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Array:
 
 _text = (Path(__file__).resolve().parent.parent / "csrc" / "arena.def").read_text()
 _entries = re.findall(
-    r'^(ARRAY|FIELD|CONST|EVENT|VMSTAT|MTHP_STAT)\((.*?)(?:, )?"(.*)"\)$', _text, re.M
+    r'^(ARRAY|FIELD|CONST|EVENT|VMSTAT|WORK|MTHP_STAT)\((.*?)(?:, )?"(.*)"\)$', _text, re.M
 )
 
 ARRAYS: list[Array] = []
@@ -34,6 +34,7 @@ ARRAYS: list[Array] = []
 EVENTS: list[tuple[str, bool]] = []
 VMSTATS: list[str] = []
 MTHP_STATS: list[str] = []
+WORKS: list[str] = []
 
 for _kind, _arguments, _doc in _entries:
     _words = _arguments.split(", ")
@@ -45,6 +46,9 @@ for _kind, _arguments, _doc in _entries:
     elif _kind == "VMSTAT":
         globals()[f"VM_{_words[0]}"] = len(VMSTATS)
         VMSTATS.append(_words[0])
+    elif _kind == "WORK":
+        globals()[f"WORK_{_words[0]}"] = len(WORKS)
+        WORKS.append(_words[0])
     elif _kind == "MTHP_STAT":
         globals()[f"MTHP_{_words[0]}"] = len(MTHP_STATS)
         MTHP_STATS.append(_words[0])

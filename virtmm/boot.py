@@ -37,6 +37,7 @@ _COUNTS = {
     "nr_cache": 1 << 32,
 }
 _MAP_NORESERVE = 0x4000
+_POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
 
 
 class BootError(Exception):
@@ -81,14 +82,27 @@ def machine_config(config: ResolvedConfig, memory: int = 0) -> Config:
     return Config(
         nr_pages=nr_pages,
         max_page_order=most,
-        policy=next((p for p in ("v1", "mthp") if config.get(f"ANON_POLICY_{p.upper()}")), "base"),
+        policy=next((p for p in _POLICIES if config.get(f"ANON_POLICY_{p.upper()}")), "base"),
         transparent_hugepage=bool(config.get("TRANSPARENT_HUGEPAGE")),
         nothp_order_max=int(config.get("LARGE_ANON_FOLIO_NOTHP_ORDER_MAX", 0)),
         thp_order_max=int(config.get("LARGE_ANON_FOLIO_THP_ORDER_MAX", 0)),
         zap_batch=bool(config.get("ANON_ZAP_BATCH")),
         phys_backing=bool(config.get("PHYS_BACKING")),
         debug_vm=bool(config.get("DEBUG_VM")),
+        clear_last=bool(config.get("ANON_CLEAR_LAST")),
+        alloc_zeroed=bool(config.get("ANON_ALLOC_ZEROED")),
+        alloc_ladder=bool(config.get("ANON_ALLOC_LADDER")),
+        rmap_add_range=bool(config.get("ANON_RMAP_ADD_RANGE")),
+        rmap_remove_range=bool(config.get("ANON_RMAP_REMOVE_RANGE")),
+        deferred_split=bool(config.get("ANON_DEFERRED_SPLIT")),
+        fault_alloc=bool(config.get("ANON_FAULT_ALLOC")),
+        cow_zero=bool(config.get("ANON_COW_ZERO")),
+        cow_copy=bool(config.get("ANON_COW_COPY")),
+        cow_reuse=bool(config.get("ANON_COW_REUSE")),
+        exec_folio_order=int(config["ARCH_EXEC_FOLIO_ORDER"]) if config.get("EXEC_FOLIO") else 0,
         contpte=bool(config.get("CONTPTE")),
+        contpte_batch=bool(config.get("CONTPTE_BATCH")),
+        contpte_fold=bool(config.get("CONTPTE_FOLD")),
         mm_id=bool(config.get("MM_ID")),
         huge_zero_cow=bool(config.get("HUGE_ZERO_COW")),
         underused_queue=bool(config.get("THP_UNDERUSED_QUEUE")),
@@ -212,7 +226,8 @@ def digest(k: Arena) -> str:
     Return a hash of the machine's whole state: two runs that did the same leave the same digest.
 
     Page contents count for page tables, and with PHYS_BACKING for every page in use. The registers of
-    the last zap (``run``) are scratch and do not count.
+    the last zap (``run``) are scratch, and ``work`` and ``refused`` say how it came about: they do not
+    count.
     """
     h = hashlib.sha256()
     used = k.zone[layout.ZONE_FRONTIER]
@@ -226,7 +241,7 @@ def digest(k: Arena) -> str:
     }
     for a in layout.ARRAYS:
         view = getattr(k, a.name)
-        if a.name in ("phys", "run", "vma_start", "vma_index"):
+        if a.name in ("phys", "run", "work", "refused", "vma_start", "vma_index"):
             continue
         if a.name == "page":
             view = view[: used * PAGE_RECORD]

@@ -149,7 +149,8 @@ def defconfigs(arch: str, arch_dir: Path | None = None) -> list[str]:
     """
     Return the named kernels of an architecture, the plain defconfig not among them.
 
-    Baselines come first, numbers in names count as numbers: that is the order of a table.
+    The kernels of the series come in the order of its table, others behind them; numbers in names
+    count as numbers.
     """
     return _names(arch_folder(arch, arch_dir) / "configs", "_defconfig")
 
@@ -157,7 +158,8 @@ def defconfigs(arch: str, arch_dir: Path | None = None) -> list[str]:
 def fragment_names(arch: str, arch_dir: Path | None = None) -> list[str]:
     """Return the fragments that an architecture can use, those of configs/ included."""
     folder = arch_folder(arch, arch_dir)
-    return _names(folder / "configs", ".config") + _names(topdir() / "configs", ".config")
+    folders = (folder / "configs", topdir() / "configs")
+    return [n for f in folders for n in sorted(_names(f, ".config"))]
 
 
 def _names(folder: Path, suffix: str) -> list[str]:
@@ -165,10 +167,15 @@ def _names(folder: Path, suffix: str) -> list[str]:
     return sorted(names, key=_table_order)
 
 
-def _table_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
+#: Beginnings of names, in the order of the series' table.
+_TABLE = ("baseline_4k", "anonfolio_basic", "anonfolio", "contpte", "exefolio", "baseline")
+
+
+def _table_order(name: str) -> tuple[int, list[tuple[int, str]]]:
     parts = re.findall(r"\d+|\D+", name)
     numbers = [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
-    return not name.startswith("baseline"), numbers
+    place = next((i for i, start in enumerate(_TABLE) if name.startswith(start)), len(_TABLE))
+    return place, numbers
 
 
 def _as_path(name: str | Path) -> Path | None:

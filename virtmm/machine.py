@@ -368,6 +368,10 @@ class Machine:
         """Return the counters of /proc/vmstat that the machine keeps."""
         return dict(zip(layout.VMSTATS, self.k.vmstat.tolist(), strict=False))
 
+    def work(self) -> dict[str, int]:
+        """Return how often each operation of WORK (csrc/arena.def) was done."""
+        return dict(zip(layout.WORKS, self.k.work.tolist(), strict=False))
+
     def hugepages(self) -> dict[str, dict[str, int]]:
         """Return the hugepages-<N>kB/stats counters that are not zero, by size."""
         found: dict[str, dict[str, int]] = {}

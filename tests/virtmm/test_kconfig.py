@@ -153,14 +153,18 @@ def test_every_prompt_has_help():
 def test_named_kernels_are_in_table_order():
     assert defconfigs("arm64") == [
         "baseline_4k",
+        "anonfolio_basic",
+        "anonfolio",
+        "contpte",
+        "exefolio",
         "baseline_16k",
         "baseline_64k",
-        "anonfolio_basic",
         "linux-6.12",
         "linux-7.3",
     ]
     assert defconfigs("x86") == ["baseline_4k", "linux-6.12", "linux-7.3"]
-    assert fragment_names("arm64") == ["16k", "64k", "debug"]
+    contpte = ["contpte-basic", "contpte-batch", "contpte-fold"]
+    assert fragment_names("arm64") == ["16k", "64k", *contpte, "debug"]
     assert fragment_names("x86") == ["debug"]
 
 
@@ -201,7 +205,8 @@ def test_names_may_be_paths(tmp_path, monkeypatch):
 def test_unknown_names_list_what_exists():
     assert error("arm64", "nope") == (
         "arm64 has no defconfig 'nope'; choose one of: "
-        "baseline_4k, baseline_16k, baseline_64k, anonfolio_basic, linux-6.12, linux-7.3, defconfig"
+        "baseline_4k, anonfolio_basic, anonfolio, contpte, exefolio, baseline_16k, baseline_64k, "
+            "linux-6.12, linux-7.3, defconfig"
     )
     assert error("x86", fragments=["64k"]) == "x86 has no fragment '64k'; choose one of: debug"
 
