@@ -152,8 +152,8 @@ def do_brk(k: Arena, mm: int, start: int, end: int, prot: int) -> int:
     """
     Make [start, end) the heap and return 0, or a negative errno; end need not be page aligned.
 
-    Mirrors: mm/mmap.c brk(): growth is a private anonymous mapping that merges with the heap,
-    shrinking is a munmap.
+    Mirrors: mm/mmap.c brk(): growth is a private anonymous mapping that extends the heap, shrinking
+    is a munmap.
     """
     base = mm * _M
     if end < start:
@@ -165,12 +165,35 @@ def do_brk(k: Arena, mm: int, start: int, end: int, prot: int) -> int:
     new = -(-end // k.page_size) * k.page_size
     error = 0
     if new > old:
-        error = do_mmap(k, mm, old, new - old, prot, 0, 0, 0)
+        error = do_brk_flags(k, mm, old, new - old, prot)
     elif new < old:
         error = do_munmap(k, mm, new, old - new)
     if not error:
         k.mm[base + MM_BRK] = end
     return error
+
+
+def do_brk_flags(k: Arena, mm: int, address: int, length: int, prot: int) -> int:
+    """
+    Map the heap's growth [address, address + length), where nothing may be; 0 or -ENOMEM.
+
+    It extends the mapping below if that is the heap, and merges with nothing else: since 6.1 not
+    with the program's bss, that ends where the heap begins, and not with what is above.
+    """
+    if address + length > k.task_size or vmas_in(k, mm, address, address + length):
+        return -ENOMEM
+    if k.mm[mm * _M + MM_MAP_COUNT] >= SYSCTL_MAX_MAP_COUNT:
+        return -ENOMEM
+    flags = calc_vm_flags(prot, 0)
+    pgoff = address >> k.page_shift
+    vma = vm_area_alloc(k, mm, address, address + length, flags, pgoff, 0)
+    if not vma:
+        return -ENOMEM
+    vma_link(k, vma)
+    slot, (first, _) = find_slot(k, mm, address), slots(k, mm)
+    if slot > first and k.vma_start[slot - 1] >= k.mm[mm * _M + MM_START_BRK]:
+        vma_merge(k, vma, just_expand=True)
+    return 0
 
 
 def expand_stack(k: Arena, mm: int, address: int) -> int:

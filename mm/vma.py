@@ -186,16 +186,17 @@ def can_vma_merge(k: Arena, a: int, b: int) -> bool:
     )
 
 
-def vma_merge(k: Arena, vma: int) -> int:
+def vma_merge(k: Arena, vma: int, *, just_expand: bool = False) -> int:
     """
     Merge a VMA that is new or has changed with its neighbours; return the VMA that holds its range.
 
-    Where both fit but not with each other the lower one is taken.
+    Where both fit but not with each other the lower one is taken. With just_expand it merges with
+    none but the lower.
     """
     mm = k.vma[vma * _V + VMA_MM]
     slot, (first, last) = find_slot(k, mm, k.vma[vma * _V + VMA_START]), slots(k, mm)
     below = k.vma_index[slot - 1] if slot > first else 0
-    above = k.vma_index[slot + 1] if slot + 1 < last else 0
+    above = k.vma_index[slot + 1] if slot + 1 < last and not just_expand else 0
     if below and not (can_vma_merge(k, below, vma) and is_mergeable_anon_vma(k, vma, below)):
         below = 0
     if above and not (can_vma_merge(k, vma, above) and is_mergeable_anon_vma(k, vma, above)):

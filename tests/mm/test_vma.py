@@ -264,6 +264,19 @@ def test_repeated_forks_reuse_what_nobody_needs(w):
 # A stack
 
 
+def test_the_heap_extends_itself_and_nothing_else(w):
+    """Growth joins the heap, not the mapping below that ends where the heap begins, nor one above."""
+    w.map(0, 4)
+    w.map(10, 12)
+    heap = w.at(4)
+    for end in (6, 8, 10):
+        assert w.m.brk(1, heap, w.at(end)) == 0
+        assert w.spans() == [(0, 4), (4, end), (10, 12)]
+    assert w.m.brk(1, heap, w.at(11)) == -12, "something is there"
+    assert w.m.brk(1, heap, w.at(7)) == 0
+    assert w.spans() == [(0, 4), (4, 7), (10, 12)]
+
+
 def test_a_stack_grows_to_the_page_that_faulted(w):
     w.map(1000, 1002, RW, MAP_GROWSDOWN)
     w.write(990)
