@@ -54,10 +54,22 @@ def add_mm_counter(k: Arena, mm: int, counter: int, nr: int) -> None:
     k.mm[mm * _M + counter] += nr
 
 
+#: Pages by which a processor's part of an RSS counter may be behind (percpu_counter_batch).
+_COUNTER_BATCH = 32
+
+
 def update_hiwater_rss(k: Arena, mm: int) -> None:
-    """Keep mm's largest resident set; called before pages go away, as in the kernel."""
-    base = mm * _M
-    rss = k.mm[base + MM_ANONPAGES] + k.mm[base + MM_FILEPAGES]
+    """
+    Keep mm's largest resident set; called before pages go away, as in the kernel.
+
+    As ru_maxrss has it since 6.2: a counter is read without what is not yet folded in from the
+    processors, so that it counts whole batches.
+
+    SIMPLIFIED: as on one processor; every further one that ran the process can hide up to 31 pages
+    of each counter more.
+    """
+    base, whole = mm * _M, -_COUNTER_BATCH
+    rss = (k.mm[base + MM_ANONPAGES] & whole) + (k.mm[base + MM_FILEPAGES] & whole)
     if rss > k.mm[base + MM_HIWATER_RSS]:
         k.mm[base + MM_HIWATER_RSS] = rss
 
