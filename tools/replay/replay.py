@@ -46,13 +46,14 @@ _PROT_WRITE = 2
 _MAP_FIXED = 0x10
 _MAP_GROWSDOWN = 0x100
 _MAP_FIXED_NOREPLACE = 0x100000
+#: A fault so near below the stack that exec mapped is on the stack.
+_STACK_GROWS = 8 << 20
 #: Advice that takes memory away, so that it must not reach beyond what it was given for:
 #: DONTNEED FREE REMOVE DONTFORK WIPEONFORK COLD PAGEOUT DONTNEED_LOCKED
 _DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 10, 18, 20, 21, 24))
 
 SIMPLIFIED = (
     "file pages are always cached; their faults are minor, contents zero",
-    "pages that exec fills before the program runs are not counted",
     "page cache is not reclaimed and there is no swap: memory that runs out ends the replay",
 )
 SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/replay/relayout.py)"
@@ -83,6 +84,7 @@ class Replay:
     row: int = 0
     spaces: dict[int, AddressSpace] = field(default_factory=dict)
     commands: dict[int, str] = field(default_factory=dict)
+    _stacks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     _starting: set[int] = field(default_factory=set)  # exec is still mapping the program
     _files: dict[int, int] = field(default_factory=dict)
 
@@ -128,6 +130,8 @@ class Replay:
                 if self._starting and not event[9] & FAULT_KERNEL:
                     self._starting.discard(pid)
                 address = event[4]
+                if self._stacks and pid in self._stacks:
+                    self._fill_stack(pid, address)
                 if spaces:
                     moved = spaces[pid].address(event[4])
                     if moved is None:
@@ -160,9 +164,48 @@ class Replay:
             self._files[index] = self.machine.open(file.inode, file.size)
         return self._files[index]
 
+    def _fill_stack(self, pid: int, address: int | None = None) -> None:
+        """
+        Map the stack that exec made for a process, at its first fault on it (None = it had none yet).
+
+        exec writes arguments and environment at the top of the new stack before the program runs,
+        through get_user_pages(), which no tracepoint sees. What lies above the page of the first
+        fault was filled so, page by page downwards, each a minor fault; the stack grew with them, so
+        none could get a large folio. With no fault to go by it is the topmost page alone.
+        """
+        start, end, prot = self._stacks[pid]
+        page, recorded = self.machine.page_size, self.reader.page_size
+        if address is not None and not start - _STACK_GROWS <= address < end:
+            return
+        if address is None or address < start:
+            address = end - 2 * recorded
+        del self._stacks[pid]
+        filled = (address & -recorded) + recorded
+        low, top, low_filled = start, end, filled
+        if self.relayout:
+            space = self.spaces[pid]
+            low, length, calls = space.mmap(start, end - start, 0, prot, grows=True)
+            self._make(pid, calls)
+            top = low + length
+            low_filled = (space.address(filled) or top) & -page if filled < end else top
+        at = top - page
+        flags = _MAP_FIXED | _MAP_GROWSDOWN
+        self._check(self.machine.mmap(pid, at, page, prot, flags, by_exec=True))
+        while at >= low_filled:
+            error = self.machine.touch(pid, at, True)
+            if error:
+                self._fault_error(error)
+            at -= page
+        at += page
+        if low < at:
+            self._check(self.machine.mmap(pid, low, at - low, prot, flags, by_exec=True))
+
     def _mmap(self, event: Row) -> None:
         _, pid, _, _, start, length, _, _, prot, flags, offset, file, _ = event
         page = self.machine.page_size
+        if pid in self._starting and flags & _MAP_GROWSDOWN and not file:
+            self._stacks[pid] = (start, start + length, prot & 7)
+            return
         if self.relayout:
             space = self.spaces[pid]
             start, length, calls = space.mmap(
@@ -230,6 +273,8 @@ class Replay:
 
     def _fork(self, event: Row) -> None:
         pid, flags, child = event[1], event[9], event[12]
+        if pid in self._stacks:
+            self._fill_stack(pid)
         if self.machine.has(child):
             raise TraceError(
                 f"{self.reader.path}: row {self.row}: process {child} exists already; "
@@ -246,6 +291,7 @@ class Replay:
         if not self.machine.has(pid):  # the recorder's own fork, before the recording began
             self._check(self.machine.spawn(pid))
         self._check(self.machine.exec(pid))
+        self._stacks.pop(pid, None)
         self._starting.add(pid)
         self.commands[pid] = Path(self.reader.files[event[11]].path).name
         if self.relayout:
@@ -255,6 +301,8 @@ class Replay:
             )
 
     def _exit(self, event: Row) -> None:
+        if event[1] in self._stacks:
+            self._fill_stack(event[1])
         self.machine.exit(event[1])
         self.spaces.pop(event[1], None)
 
