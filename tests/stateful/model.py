@@ -242,7 +242,7 @@ class Space:
     def set_brk(self, at, end, new):
         """``at`` and ``end`` are the old and new end of the heap in whole pages."""
         if end > at:
-            return self.mmap(at, end - at, new, fixed=False)
+            return self.mmap(at, end - at, new, fixed=False) and -ENOMEM
         return self.munmap(end, at - end)
 
     def fork(self):
