@@ -29,7 +29,7 @@ MAKEFLAGS += -rR
 .SUFFIXES:
 
 .PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
-	listnewconfig core run test san bench check clean mrproper
+	listnewconfig core run test san bench predict-check check clean mrproper
 
 help:
 	@echo 'Run:'
@@ -52,6 +52,7 @@ help:
 	@echo '  test            - set up with test tools, and run the tests'
 	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
 	@echo '  bench           - run the benchmarks'
+	@echo '  predict-check   - predict programs, run them on this kernel, compare (root, changes THP)'
 	@echo '  check           - lint, format, types, import rule, spelling'
 	@echo '  setup           - only make or update the virtual environment'
 	@echo '  clean           - remove what was built, .config and the environment stay'
@@ -92,6 +93,9 @@ san: setup-test
 bench: setup-test
 	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only \
 		--benchmark-columns=min,median,iqr,ops,rounds
+
+predict-check: setup
+	$(Q)$(PY) -m scripts.predict_check
 
 check: setup-test
 	$(Q)$(PY) scripts/check.py

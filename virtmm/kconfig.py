@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import hashlib
 import os
+import platform
 import re
 import tempfile
 import threading
@@ -25,7 +26,8 @@ from typing import Any, NamedTuple
 import kconfiglib
 
 from virtmm import topdir
-from virtmm.arch import arch_folder
+from virtmm.arch import arch_folder, load_arch
+from virtmm.arch import names as arch_names
 
 # Raised here too, and tools/ may not look into arch/: its public name for them.
 from virtmm.arch.params import ArchError as ArchError
@@ -143,6 +145,15 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
 
 
 # Files and names
+
+
+def host_arch() -> str:
+    """Return the architecture of this machine; ArchError when no folder below arch/ is it."""
+    machine = platform.machine()
+    for name in arch_names():
+        if load_arch(name).machine == machine:
+            return name
+    raise ArchError(f"{machine}: no architecture below arch/ is this machine's; add one")
 
 
 def defconfigs(arch: str, arch_dir: Path | None = None) -> list[str]:

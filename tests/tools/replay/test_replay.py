@@ -237,6 +237,7 @@ def test_a_stack_without_a_fault_has_its_topmost_page(write_trace, run, last):
     path = write_trace(exec_(), mmap(STACK, 132 * K, RW, ANON | GROWSDOWN), last)
     assert run(path)["minflt"] == 1
 
+
 # --- processes ------------------------------------------------------------------------------------
 
 
