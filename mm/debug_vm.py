@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+from .arena import FILE_RECORD as _F
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
 from .layout import (
+    FILE_CACHE,
+    FILE_CAPACITY,
     FOLIO_DEFERRED_NEXT,
     FOLIO_ENTIRE_MAPCOUNT,
     FOLIO_LARGE_MAPCOUNT,
@@ -30,10 +33,14 @@ from .layout import (
     MM_USERS,
     PAGE_FLAGS,
     PAGE_HEAD,
+    PAGE_INDEX,
+    PAGE_INDEX_HI,
     PAGE_MAPCOUNT,
+    PAGE_MAPPING,
     PAGE_NEXT,
     PAGE_ORDER,
     PAGE_REFCOUNT,
+    SLAB_FILE,
     SLAB_MM,
     VMA_END,
     VMA_MM,
@@ -128,6 +135,7 @@ def validate(k: Arena) -> None:
     free = validate_buddy(k)
     partly = validate_pages(k, mapped, entire, free, owners)
     validate_split_queue(k)
+    validate_cache(k)
     for folio in partly:
         queued = k.page[folio * _P + PAGE_FLAGS] & PG_deferred
         _check(bool(queued), f"folio {folio:#x} is mapped in part, not queued")
@@ -284,7 +292,7 @@ def validate_pages(
             pages = validate_folio(k, pfn, mapped, entire.get(pfn, 0))
             if user == ZONE_ANON and pages < nr:
                 partly.append(pfn)
-            if order and k.config.mm_id:
+            if user == ZONE_ANON and order and k.config.mm_id:
                 validate_owners(k, pfn, owners[pfn])
             anon_mapped += pages if user == ZONE_ANON else 0
             file_mapped += pages if user == ZONE_CACHE else 0
@@ -326,7 +334,7 @@ def validate_folio(k: Arena, folio: int, mapped: Counter[int], entire: int) -> i
     flags = marks[0]
     if flags & PG_table:
         return 0
-    extra = 1 if flags & PG_file else 0
+    extra = nr if flags & PG_file else 0
     refs = records[PAGE_REFCOUNT]
     if refs != total + entire + extra:
         raise VmBug(f"folio {folio:#x}: {refs} references, {total + entire} mappings")
@@ -366,6 +374,30 @@ def validate_owners(k: Arena, folio: int, found: Counter[int]) -> None:
         sum(n > 0 for n in found.values()) < 2 or bool(k.page[base + FOLIO_MAYBE_SHARED]),
         f"folio {folio:#x} is mapped by several mms but not marked as shared",
     )
+
+
+def validate_cache(k: Arena) -> None:
+    """The page cache and its folios agree: each is naturally aligned in its file and cached whole."""
+    cached = 0
+    for file in range(1, k.zone[ZONE_SLAB + SLAB_FILE + 1] + 1):
+        first, capacity = k.file[file * _F + FILE_CACHE], k.file[file * _F + FILE_CAPACITY]
+        for index, page in enumerate(k.page_cache[first : first + capacity].tolist()):
+            if not page:
+                continue
+            cached += 1
+            folio = k.page[page * _P + PAGE_HEAD]
+            record = k.page[folio * _P : folio * _P + _P].tolist()
+            _check(
+                record[PAGE_FLAGS] & (PG_file | PG_deferred) == PG_file
+                and record[PAGE_MAPPING] == file,
+                f"file {file}: page {index} is cached in {page:#x}, no folio of this file",
+            )
+            at = record[PAGE_INDEX] | record[PAGE_INDEX_HI] << 32
+            _check(
+                at + page - folio == index and not at & ((1 << record[PAGE_ORDER]) - 1),
+                f"file {file}: the folio of page {index} says {at}",
+            )
+    _check(cached == k.zone[ZONE_CACHE], f"{cached} pages cached, counted {k.zone[ZONE_CACHE]}")
 
 
 def validate_split_queue(k: Arena) -> None:

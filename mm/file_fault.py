@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from . import filemap
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import set_pte
+from .contpte import set_pte, set_ptes
 from .folio import (
     VmFault,
     add_mm_counter,
@@ -21,6 +21,8 @@ from .layout import (
     MM_ANONPAGES,
     MM_FILEPAGES,
     NR_ORDERS,
+    PAGE_HEAD,
+    PAGE_ORDER,
     PAGE_REFCOUNT,
     VMA_END,
     VMA_FILE,
@@ -43,10 +45,10 @@ if TYPE_CHECKING:
 
 def do_fault_around(k: Arena, vmf: VmFault) -> int:
     """
-    Map the cached pages around a read fault on a file; return how many besides the faulting one.
+    Map the cached pages around a read fault on a file and the faulting one; return how many.
 
     Mirrors: mm/memory.c do_fault_around(), v6.4: the aligned window of fault_around_bytes, inside
-    the VMA and the page table.
+    the VMA and the page table; pages of one folio that follow one another are mapped together.
     """
     base = vmf.vma * _V
     nr = k.knobs.fault_around_bytes >> k.page_shift
@@ -58,30 +60,40 @@ def do_fault_around(k: Arena, vmf: VmFault) -> int:
     file = k.vma[base + VMA_FILE]
     index = linear_page_index(k, vmf.vma, vmf.address) - offset
     table = vmf.pte - offset
-    mapped = 0
+    at, mapped = start, 0
     shmem = filemap.is_shmem(k, file)
-    for at in range(start, end):
-        if at == offset or k.phys[table + at] or not filemap.has_page(k, file, index + at):
+    while at < end:
+        nr = 1
+        if (
+            k.phys[table + at]
+            or not filemap.has_page(k, file, index + at)
+            or (shmem and not filemap.filemap_get_folio(k, file, index + at))
+        ):
+            at += nr
             continue
-        if shmem and not filemap.filemap_get_folio(k, file, index + at):
-            continue
-        page = filemap.filemap_fault(k, file, index + at)
+        page = filemap.filemap_fault(k, vmf.vma, index + at)
         if not page:
             break
-        set_file_pte(k, vmf, table + at, page, write=False)
-        mapped += 1
+        folio = k.page[page * _P + PAGE_HEAD]
+        order = k.page[folio * _P + PAGE_ORDER]
+        if order:
+            most = min(folio + (1 << order) - page, end - at)
+            nr = k.ops.check_ptes_none(table + at, most)
+        set_pte_range(k, vmf, table + at, page, nr, write=False)
+        mapped += nr
+        at += nr
     return mapped
 
 
-def set_file_pte(k: Arena, vmf: VmFault, pte: int, page: int, write: bool) -> None:
-    """Map a page-cache page; writable only for a write to a shared mapping."""
+def set_pte_range(k: Arena, vmf: VmFault, pte: int, page: int, nr: int, write: bool) -> None:
+    """Map nr pages of one page-cache folio; writable only for a write to a shared mapping."""
     entry = pte_mkyoung(k, mk_pte(k, page, k.vma[vmf.vma * _V + VMA_PAGE_PROT]))
     if write:
         entry = pte_mkwrite(k, pte_mkdirty(k, entry))
-    set_pte(k, pte, entry)
-    k.page[page * _P + PAGE_REFCOUNT] += 1
-    folio_add_file_rmap(k, page)
-    add_mm_counter(k, vmf.mm, MM_FILEPAGES, 1)
+    set_ptes(k, pte, entry, nr)
+    k.page[k.page[page * _P + PAGE_HEAD] * _P + PAGE_REFCOUNT] += nr
+    folio_add_file_rmap(k, page, nr)
+    add_mm_counter(k, vmf.mm, MM_FILEPAGES, nr)
 
 
 def do_fault(k: Arena, vmf: VmFault) -> int:
@@ -91,19 +103,24 @@ def do_fault(k: Arena, vmf: VmFault) -> int:
     index = linear_page_index(k, vmf.vma, vmf.address)
     if not filemap.has_page(k, file, index):
         return VM_FAULT_SIGBUS
-    page = filemap.filemap_fault(k, file, index)
+    page = filemap.filemap_fault(k, vmf.vma, index)
     if not page:
         return VM_FAULT_OOM
     write = bool(vmf.flags & FAULT_FLAG_WRITE)
     if write and not k.vma[base + VMA_FLAGS] & VM_SHARED:
         return do_cow_fault(k, vmf, page)
-    set_file_pte(k, vmf, vmf.pte, page, write)
     if write:
+        set_pte_range(k, vmf, vmf.pte, page, 1, write)
         k.event[EV_file_shared_fault * NR_ORDERS] += 1
         return 0
     k.event[EV_file_read_fault * NR_ORDERS] += 1
+    mapped = 0
     if k.knobs.fault_around_bytes > k.page_size:
-        k.event[EV_file_around_pages * NR_ORDERS] += do_fault_around(k, vmf)
+        mapped = do_fault_around(k, vmf)
+    if not k.phys[vmf.pte]:  # memory was short before it was reached
+        set_pte_range(k, vmf, vmf.pte, page, 1, write)
+        mapped += 1
+    k.event[EV_file_around_pages * NR_ORDERS] += mapped - 1
     return 0
 
 

@@ -2,10 +2,15 @@
 """
 The page cache, as far as memory mapped from it needs it, and shared anonymous memory.
 
-A file has one element of ``k.page_cache`` a page: the pfn, or 0 while nothing mapped it.
+A file has one element of ``k.page_cache`` a page: the pfn, or 0 while nothing mapped it. The cache
+holds as many references to a folio as it has pages.
 
 SIMPLIFIED: a regular file is always completely cached, so every file fault is minor; a page takes
-memory from the moment a fault first maps it and keeps it to the end. Contents are zero.
+memory from the moment a fault first maps it and keeps it to the end. Contents are zero. Of what
+readahead brings in for executable mappings (EXEC_FOLIO) only the aligned blocks take memory that a
+fault or a fault-around maps a page of: the rest of the window is left out. So are pages that read()
+or the readahead of other mappings had cached in small folios before: a real kernel has fewer large
+ones.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from .arena import FILE_RECORD as _F
 from .arena import PAGE_RECORD as _P
+from .arena import VMA_RECORD as _V
 from .layout import (
     FILE_CACHE,
     FILE_CAPACITY,
@@ -21,11 +27,17 @@ from .layout import (
     FILE_PAGES,
     FILE_SHMEM,
     FILE_VMAS,
+    PAGE_HEAD,
     PAGE_INDEX,
     PAGE_INDEX_HI,
     PAGE_MAPPING,
     PAGE_REFCOUNT,
     SLAB_FILE,
+    VMA_END,
+    VMA_FILE,
+    VMA_FLAGS,
+    VMA_PGOFF,
+    VMA_START,
     ZONE_CACHE,
     ZONE_CACHE_END,
     PG_file,
@@ -33,6 +45,7 @@ from .layout import (
 )
 from .page_alloc import folio_alloc, folio_free
 from .slab import slab_alloc, slab_free
+from .vm_flags import VM_EXEC
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -99,35 +112,73 @@ def filemap_get_folio(k: Arena, file: int, index: int) -> int:
     return k.page_cache[k.file[base + FILE_CACHE] + index]
 
 
-def filemap_fault(k: Arena, file: int, index: int) -> int:
+def filemap_fault(k: Arena, vma: int, index: int) -> int:
     """
-    Return the page of a file, read in (or zeroed, for shared anonymous memory) if it was not
+    Return the page of a VMA's file, read in (or zeroed, for shared anonymous memory) if it was not
     cached.
 
     Returns: its pfn; 0 when memory is short. The file must have the page.
     """
+    file = k.vma[vma * _V + VMA_FILE]
     at = k.file[file * _F + FILE_CACHE] + index
-    pfn = k.page_cache[at]
-    if not pfn:
-        pfn = folio_alloc(k, 0, PG_file | PG_lru, ZONE_CACHE)
-        if not pfn:
-            return 0
-        base = pfn * _P
-        k.page[base + PAGE_MAPPING] = file
-        k.page[base + PAGE_INDEX] = index & 0xFFFFFFFF
-        k.page[base + PAGE_INDEX_HI] = index >> 32
-        if k.config.phys_backing:
-            k.ops.clear_huge_page(pfn, 1, 0)
-        k.page_cache[at] = pfn
-    return pfn
+    executable = k.vma[vma * _V + VMA_FLAGS] & VM_EXEC and not is_shmem(k, file)
+    if not k.page_cache[at] and executable and k.config.exec_folio_order:
+        exec_readahead(k, vma, index)
+    return k.page_cache[at] or filemap_add_folio(k, file, index, 0)
 
 
-def put_page(k: Arena, pfn: int) -> None:
-    """Drop a reference to a page-cache page; frees it with the last."""
-    base = pfn * _P
-    k.page[base + PAGE_REFCOUNT] -= 1
+def exec_readahead(k: Arena, vma: int, index: int) -> None:
+    """
+    Read in the block of exec_folio_order around a page, for an executable mapping, in large folios.
+
+    Mirrors: do_sync_mmap_readahead() for VM_EXEC and page_cache_ra_order(), v6.17 (spec 4): the block
+    is cut to the VMA and to the file, and filled from its start by folios as large as are aligned
+    in the file and fit. Where one is cached already, or memory is short, it ends: the rest is left
+    to single pages.
+    """
+    most, base = k.config.exec_folio_order, vma * _V
+    file = k.vma[base + VMA_FILE]
+    first = k.vma[base + VMA_PGOFF]
+    behind = first + (k.vma[base + VMA_END] - k.vma[base + VMA_START] >> k.page_shift)
+    block = index & -(1 << most)
+    at = max(block, first)
+    end = min(block + (1 << most), behind, k.file[file * _F + FILE_PAGES])
+    cache = k.file[file * _F + FILE_CACHE]
+    while at < end:
+        order = most
+        while at & ((1 << order) - 1) or at + (1 << order) > end:
+            order -= 1
+        cached = any(k.page_cache[cache + at : cache + at + (1 << order)].tolist())
+        if cached or not filemap_add_folio(k, file, at, order):
+            return
+        at += 1 << order
+
+
+def filemap_add_folio(k: Arena, file: int, index: int, order: int) -> int:
+    """Cache a new folio for the 2**order pages of a file from index on; 0 when memory is short."""
+    folio = folio_alloc(k, order, PG_file | PG_lru, ZONE_CACHE)
+    if not folio:
+        return 0
+    nr, base = 1 << order, folio * _P
+    k.page[base + PAGE_REFCOUNT] = nr
+    k.page[base + PAGE_MAPPING] = file
+    k.page[base + PAGE_INDEX] = index & 0xFFFFFFFF
+    k.page[base + PAGE_INDEX_HI] = index >> 32
+    if k.config.phys_backing:
+        k.ops.clear_huge_page(folio, nr, 0)
+    at = k.file[file * _F + FILE_CACHE] + index
+    for i in range(nr):
+        k.page_cache[at + i] = folio + i
+    return folio
+
+
+def put_page(k: Arena, page: int, nr: int = 1) -> None:
+    """Drop nr references to the folio of a page-cache page; frees it with the last."""
+    folio = k.page[page * _P + PAGE_HEAD]
+    base = folio * _P
+    k.page[base + PAGE_REFCOUNT] -= nr
     if not k.page[base + PAGE_REFCOUNT]:
-        folio_free(k, pfn, ZONE_CACHE)
+        folio_free(k, folio, ZONE_CACHE)
 
 
 def has_page(k: Arena, file: int, index: int) -> bool:

@@ -158,7 +158,7 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
     Share a run of nr entries of one table with a child (spec 5.10).
 
     Anonymous pages lose their exclusive mark and both sides write permission; the child's entries
-    are old. Runs of one folio's pages with equal bits go in one batch.
+    are old. Runs of one folio's pages with equal bits go in one batch, file pages too.
     """
     page = k.page
     write, young = k.arch.pte.write, k.arch.pte.young
@@ -169,22 +169,24 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
         source, to = source + skip, to + skip
         if source >= end:
             return
-        entry = k.phys[source]
-        first = pte_pfn(k, entry)
-        folio = page[first * _P + PAGE_HEAD]
-        base = folio * _P
-        if pte_special(k, entry) or not page[base + PAGE_FLAGS] & PG_anon:
-            if not pte_special(k, entry):
-                page[base + PAGE_REFCOUNT] += 1
-                folio_add_file_rmap(k, first)
-                add_mm_counter(k, mm, MM_FILEPAGES, 1)
+        entry = k.phys[source] & ~k.cont_bit
+        if pte_special(k, entry):
             set_pte(k, to, pte_mkold(k, entry))
             source, to = source + 1, to + 1
             continue
+        first = pte_pfn(k, entry)
+        folio = page[first * _P + PAGE_HEAD]
+        base = folio * _P
         order = page[base + PAGE_ORDER]
         most = min(folio + (1 << order) - first, end - source)
         batch = k.ops.folio_pte_batch(source, ignore, most) if most > 1 else 1
         page[base + PAGE_REFCOUNT] += batch
+        if not page[base + PAGE_FLAGS] & PG_anon:
+            folio_add_file_rmap(k, first, batch)
+            add_mm_counter(k, mm, MM_FILEPAGES, batch)
+            set_ptes(k, to, pte_mkold(k, entry), batch)
+            source, to = source + batch, to + batch
+            continue
         folio_dup_anon_rmap_ptes(k, folio, first, batch, mm)
         add_mm_counter(k, mm, MM_ANONPAGES, batch)
         wrprotect_ptes(k, source, batch)

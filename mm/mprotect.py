@@ -32,7 +32,6 @@ from .pgtable import (
     pte_mkwrite,
     pte_modify,
     pte_pfn,
-    pte_special,
     vm_get_page_prot,
 )
 from .vm_flags import (
@@ -140,11 +139,6 @@ def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
         entry = k.phys[pte] & ~k.cont_bit
         page = pte_pfn(k, entry)
         folio = k.page[page * _P + PAGE_HEAD]
-        anonymous = not pte_special(k, entry) and k.page[folio * _P + PAGE_FLAGS] & PG_anon
-        if not anonymous:
-            set_pte(k, pte, pte_modify(k, entry, k.vma[vma * _V + VMA_PAGE_PROT]))
-            pte += 1
-            continue
         order = k.page[folio * _P + PAGE_ORDER]
         batch = 1
         if order and k.config.mprotect_batch:
@@ -152,7 +146,8 @@ def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
             most = min(folio + (1 << order) - page, end - pte)
             batch = exclusive_batch(k, page, k.ops.folio_pte_batch(pte, ignore, most))
         change_batch(k, vma, pte, batch)
-        k.event[EV_mprotect_anon * NR_ORDERS + order] += batch
+        if k.page[folio * _P + PAGE_FLAGS] & PG_anon:
+            k.event[EV_mprotect_anon * NR_ORDERS + order] += batch
         pte += batch
 
 

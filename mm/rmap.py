@@ -36,6 +36,7 @@ from .layout import (
     FOLIO_MAYBE_SHARED,
     FOLIO_NR_PAGES_MAPPED,
     PAGE_FLAGS,
+    PAGE_HEAD,
     PAGE_INDEX,
     PAGE_INDEX_HI,
     PAGE_MAPCOUNT,
@@ -206,18 +207,16 @@ def page_mapcount(k: Arena, folio: int, page: int) -> int:
     return count
 
 
-def folio_add_file_rmap(k: Arena, page: int) -> None:
-    """Map a page-cache page once more."""
-    base = page * _P + PAGE_MAPCOUNT
-    k.vmstat[VM_nr_mapped] += not k.page[base]
-    k.page[base] += 1
+def folio_add_file_rmap(k: Arena, page: int, nr: int = 1) -> None:
+    """Map nr pages of a page-cache folio once more; file pages are never exclusive."""
+    folio = k.page[page * _P + PAGE_HEAD]
+    k.vmstat[VM_nr_mapped] += k.ops.folio_dup_anon_rmap_ptes(folio, page, nr)
 
 
-def folio_remove_file_rmap(k: Arena, page: int) -> None:
-    """Take one mapping from a page-cache page."""
-    base = page * _P + PAGE_MAPCOUNT
-    k.page[base] -= 1
-    k.vmstat[VM_nr_mapped] -= not k.page[base]
+def folio_remove_file_rmap(k: Arena, page: int, nr: int = 1) -> None:
+    """Take one mapping from each of nr pages of a page-cache folio; it is never queued for splitting."""
+    folio = k.page[page * _P + PAGE_HEAD]
+    k.vmstat[VM_nr_mapped] -= k.ops.folio_remove_rmap_range(folio, page, nr)
 
 
 def folio_move_anon_rmap(k: Arena, folio: int, vma: int) -> None:

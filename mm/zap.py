@@ -23,6 +23,8 @@ from .layout import (
     EXIT_FULL,
     MM_FILEPAGES,
     NR_ORDERS,
+    PAGE_HEAD,
+    PAGE_ORDER,
     PAGE_REFCOUNT,
     RUN_BATCH,
     RUN_FOLIO,
@@ -128,23 +130,34 @@ def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
 
 
 def zap_other_pte(k: Arena, mm: int) -> None:
-    """Unmap the one entry at RUN_PTE: a page-cache page or the zero page."""
+    """
+    Unmap what is at RUN_PTE: the zero page, or the pages of one page-cache folio that follow one
+    another.
+
+    Mirrors: zap_present_ptes(), v6.9. Before, they went one by one, which only takes longer.
+    """
     run = k.run
     pte = run[RUN_PTE]
     entry = k.phys[pte]
-    k.phys[pte] = 0
-    run[RUN_PTE] = pte + 1
-    run[RUN_NR] -= 1
+    assert pte_present(k, entry), "there is no swap"
+    page, nr = pte_pfn(k, entry), 1
+    if not pte_special(k, entry):
+        folio = k.page[page * _P + PAGE_HEAD]
+        most = min(folio + (1 << k.page[folio * _P + PAGE_ORDER]) - page, run[RUN_NR])
+        bits = k.arch.pte
+        ignore = bits.young.mask | bits.dirty.mask | bits.write.mask | k.cont_bit
+        nr = k.ops.folio_pte_batch(pte, ignore, most) if most > 1 else 1
+    k.ops.clear_ptes(pte, nr)
+    run[RUN_PTE] = pte + nr
+    run[RUN_NR] -= nr
     if pte_special(k, entry):
         k.event[EV_zap_anon * NR_ORDERS] += 1
         return
-    assert pte_present(k, entry), "there is no swap"
-    page = pte_pfn(k, entry)
-    k.event[EV_zap_file * NR_ORDERS] += 1
-    add_mm_counter(k, mm, MM_FILEPAGES, -1)
-    folio_remove_file_rmap(k, page)
-    run[RUN_ROOM] = (run[RUN_ROOM] or tlb_capacity(k)) - 1
-    filemap.put_page(k, page)
+    k.event[EV_zap_file * NR_ORDERS] += nr
+    add_mm_counter(k, mm, MM_FILEPAGES, -nr)
+    folio_remove_file_rmap(k, page, nr)
+    run[RUN_ROOM] = (run[RUN_ROOM] - nr) % tlb_capacity(k)
+    filemap.put_page(k, page, nr)
 
 
 def zap_page_range(k: Arena, vma: int, start: int, end: int) -> None:

@@ -3,7 +3,7 @@
 
 import pytest
 from virtmm.mm import layout
-from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, VMA_RECORD
+from virtmm.mm.arena import FILE_RECORD, MM_RECORD, PAGE_RECORD, VMA_RECORD
 from virtmm.mm.debug_vm import VmBug, validate, validate_buddy
 from virtmm.mm.pgtable import pte_mkspecial, pte_offset_map, pte_pfn
 from virtmm.mm.vma import slots
@@ -140,6 +140,16 @@ BREAKAGES = {
     "queue length": (add("zone", layout.ZONE_SPLIT_QUEUE_LEN), "queued for splitting"),
     "queue lost": (lambda v: lose_queue(v), "queued for splitting"),
     "small queued": (lambda v: queue_small(v), "queued but small"),
+    "file queued": (
+        lambda v: v.page(v.cached, layout.PAGE_FLAGS, flip(layout.PG_deferred)),
+        "no folio of this file",
+    ),
+    "file of another": (
+        lambda v: v.page(v.cached, layout.PAGE_MAPPING, plus(1)),
+        "no folio of this file",
+    ),
+    "file index": (lambda v: v.page(v.cached, layout.PAGE_INDEX, plus(1)), "says 1"),
+    "not cached": (lambda v: uncache(v), "pages cached, counted"),
 }
 
 
@@ -181,6 +191,11 @@ def share_by_hand(v):
     v.k.mm[v.mm * MM_RECORD + layout.MM_ANONPAGES] += 1
     for field in (layout.PAGE_MAPCOUNT, layout.PAGE_REFCOUNT, layout.FOLIO_LARGE_MAPCOUNT):
         v.page(v.folio, field, plus(1))
+
+
+def uncache(v):
+    cached = v.k.page[v.cached * PAGE_RECORD + layout.PAGE_MAPPING]
+    v.k.page_cache[v.k.file[cached * FILE_RECORD + layout.FILE_CACHE]] = 0
 
 
 def lose_queue(v):
