@@ -17,6 +17,8 @@ and ends on a page of its own. The rule, for a recording page r and a larger pag
 4. A page of S lives as long as any recorded page in it, and allows what any of them allows. munmap,
    MADV_DONTNEED and the like take only pages of S none of whose other recorded pages is in use.
    mremap moves a page of S whole: what of it does not belong to the moved range faults again.
+5. Executable files are laid out anew where the kernel reads them in large folios, with S as recorded
+   too (executables.py). Their mappings have only one another for neighbours in rule 1.
 
 SIMPLIFIED: the program's own choices that depend on the page size (malloc's trim and growth steps, stack and
 arena sizes) stay as recorded; kernels with larger pages are shown with slightly more partly used
@@ -30,6 +32,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
+
+from virtmm.tools.replay.executables import place_object
 
 #: A call of the machine: method and arguments after the pid.
 Call = tuple[str, tuple[int, ...]]
@@ -126,11 +130,12 @@ def joined(ranges: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]]:
 
 
 class Piece(NamedTuple):
-    """Recorded addresses: the distance to their new ones, PROT_* bits, grown down by faults."""
+    """Recorded addresses: the distance to their new ones, PROT_* bits, grown down by faults, object."""
 
     shift: int
     prot: int
     grows: bool = False
+    part_of: int = 0
 
 
 class AddressSpace:
@@ -143,12 +148,16 @@ class AddressSpace:
         pieces: recorded addresses that are mapped. All pieces in one new page have one shift.
         taken: new pages in use, with the protection that the machine gave them.
         reserved: new addresses that only the heap and stacks may take.
+        exec_align: address and file offset of executable objects are congruent modulo this.
     """
 
-    def __init__(self, page_size: int, task_size: int, recorded_page: int) -> None:
+    def __init__(
+        self, page_size: int, task_size: int, recorded_page: int, exec_align: int = 0
+    ) -> None:
         self.page = page_size
         self.top = task_size
         self.recorded_page = recorded_page
+        self.exec_align = exec_align
         self.pieces: RangeMap[Piece] = RangeMap()
         self.taken: RangeMap[int] = RangeMap()
         self.reserved: RangeMap[int] = RangeMap()
@@ -157,7 +166,7 @@ class AddressSpace:
 
     def copy(self) -> AddressSpace:
         """Return what a forked child has."""
-        child = AddressSpace(self.page, self.top, self.recorded_page)
+        child = AddressSpace(self.page, self.top, self.recorded_page, self.exec_align)
         child.pieces, child.taken = self.pieces.copy(), self.taken.copy()
         child.reserved = self.reserved.copy()
         child.heap, child.heap_end = self.heap, self.heap_end
@@ -208,43 +217,52 @@ class AddressSpace:
 
     # Places
 
-    def _blocking(self, start: int, end: int) -> list[tuple[int, int, int]]:
+    def blocking(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Return what is, or may come to be, at new addresses."""
         return self.taken.overlapping(start, end) + self.reserved.overlapping(start, end)
 
-    def _free(self, start: int, end: int) -> bool:
-        return start >= self.page and end <= self.top and not self._blocking(start, end)
+    def free(self, start: int, end: int) -> bool:
+        """Return whether new addresses exist and may be given to a mapping."""
+        return start >= self.page and end <= self.top and not self.blocking(start, end)
 
     def _place(self, wants: list[int], length: int) -> int:
         """Return the start of ``length`` free bytes: the first of ``wants`` that is free, or near it."""
         for want in wants:
-            if self._free(want, want + length):
+            if self.free(want, want + length):
                 return want
         at = min(wants[-1], self._down(self.top - length))
         while at >= self.page:
-            blocking = self._blocking(at, at + length)
+            blocking = self.blocking(at, at + length)
             if not blocking:
                 return at
             at = self._down(min(start for start, *_ in blocking) - length)
         at = max(wants[-1], self.page)
-        while blocking := self._blocking(at, at + length):
+        while blocking := self.blocking(at, at + length):
             at = self._up(max(end for _, end, _ in blocking))
         return at
 
-    def _wants(self, start: int, end: int, size: int) -> list[int]:
+    def _wants(self, start: int, end: int, size: int, part_of: int = 0) -> list[int]:
         """Return where a mapping of ``size`` bytes of whole pages would best be, best first."""
         wants = []
         above = self.pieces.at(end)
-        if above and above[0] == end:
+        if above and above[0] == end and above[2].part_of == part_of:
             wants.append(self._down(end + above[2].shift) - size)
         below = self.pieces.at(start - 1) if start else None
-        if below and below[1] == start:
+        if below and below[1] == start and below[2].part_of == part_of:
             wants.append(self._up(start + below[2].shift))
         return [*wants, self._down(start)]
 
     # Calls
 
     def mmap(
-        self, start: int, length: int, offset: int, prot: int, *, grows: bool = False
+        self,
+        start: int,
+        length: int,
+        offset: int,
+        prot: int,
+        *,
+        grows: bool = False,
+        part_of: int = 0,
     ) -> tuple[int, int, list[Call]]:
         """
         Return (new start, new length, calls to make first) of a mapping of a file at offset.
@@ -253,21 +271,24 @@ class AddressSpace:
 
         Args:
             grows: it is a stack, which grows down by faults.
+            part_of: number of the executable object that it belongs to; 0 = none.
         """
         end = start + length
         removed = self.pieces.clear(start, end)
         calls: list[Call] = []
         if not grows and self._stays(start, end, offset, removed):
-            shift = removed[0][2].shift
+            shift, part_of = removed[0][2].shift, part_of or removed[0][2].part_of
         else:
             calls = self._release(removed)
             inside, room = offset % self.page, STACK_ROOM if grows else 0
             size = self._up(inside + length) + room
-            wants = [want - room for want in self._wants(start, end, size - room)]
+            wants = [want - room for want in self._wants(start, end, size - room, part_of)]
+            if part_of:
+                wants.insert(0, place_object(self, wants, size, offset - inside, prot))
             low = self._place(wants, size)
             self.reserved.set(low, low + room, 0)
             shift = low + room + inside - start
-        piece = Piece(shift, prot, grows)
+        piece = Piece(shift, prot, grows, part_of)
         self.pieces.set(start, end, piece)
         low, high = self._pages((start, end, piece))
         self.taken.set(low, high, prot)
@@ -409,7 +430,7 @@ class AddressSpace:
         """Let the range grow in place, or give it another if the pages above are taken."""
         [*_, (_, _, piece)] = self.pieces.cut(start, end)
         high, new_high = self._up(end + piece.shift), self._up(new_end + piece.shift)
-        if high < new_high and not self._free(high, new_high):
+        if high < new_high and not self.free(high, new_high):
             return self._move(start, end, start, new_end - start, flags)
         page = high - self.page
         self.pieces.set(end, new_end, piece)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from virtmm.tools.replay.executables import executables
 from virtmm.tools.replay.relayout import AddressSpace
 from virtmm.tools.report.cost import CostTable, load_costs
 from virtmm.tools.trace.schema import (
@@ -57,6 +58,9 @@ SIMPLIFIED = (
     "page cache is not reclaimed and there is no swap: memory that runs out ends the replay",
 )
 SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/replay/relayout.py)"
+SIMPLIFIED_EXECUTABLES = (
+    "executable files moved to addresses that suit large folios (tools/replay/executables.py)"
+)
 SIMPLIFIED_LARGER = "recorded with larger pages: what was touched within one is known once a page"
 SIMPLIFIED_AROUND = "recorded with fault-around: which file pages it mapped is not known"
 
@@ -85,12 +89,16 @@ class Replay:
     spaces: dict[int, AddressSpace] = field(default_factory=dict)
     commands: dict[int, str] = field(default_factory=dict)
     _stacks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    _starting: set[int] = field(default_factory=set)  # exec is still mapping the program
+    _starting: dict[int, int] = field(default_factory=dict)  # exec still maps: the last object
     _files: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Choose between replaying addresses as they are and laying them out anew."""
-        self.relayout = self.machine.page_size > self.reader.page_size
+        machine = self.machine
+        order = machine.k.config.exec_folio_order
+        self.exec_align = machine.page_size << order if order else 0
+        self.relayout = machine.page_size > self.reader.page_size or bool(order)
+        self._executables = executables(self.reader) if order else frozenset()
         self._handlers: dict[int, Callable[[Row], None]] = {
             KIND_MMAP: self._mmap,
             KIND_MUNMAP: self._munmap,
@@ -128,7 +136,7 @@ class Replay:
                     handlers[kind](event)
                     continue
                 if self._starting and not event[9] & FAULT_KERNEL:
-                    self._starting.discard(pid)
+                    self._starting.pop(pid, None)
                 address = event[4]
                 if self._stacks and pid in self._stacks:
                     self._fill_stack(pid, address)
@@ -214,6 +222,7 @@ class Replay:
                 offset if file else 0,
                 prot & 7,
                 grows=bool(flags & _MAP_GROWSDOWN),
+                part_of=self._object(pid, file),
             )
             self._make(pid, calls)
         flags = flags & ~_MAP_FIXED_NOREPLACE | _MAP_FIXED
@@ -228,6 +237,14 @@ class Replay:
             by_exec=pid in self._starting,
         )
         self._check(error)
+
+    def _object(self, pid: int, file: int) -> int:
+        """Return the executable object that a new mapping belongs to; what exec maps behind it is bss."""
+        found = file if file in self._executables else 0
+        if pid in self._starting:
+            found = found if file else self._starting[pid]
+            self._starting[pid] = found
+        return found
 
     def _make(self, pid: int, calls: list[Call]) -> None:
         for name, args in calls:
@@ -292,12 +309,12 @@ class Replay:
             self._check(self.machine.spawn(pid))
         self._check(self.machine.exec(pid))
         self._stacks.pop(pid, None)
-        self._starting.add(pid)
+        self._starting[pid] = 0
         self.commands[pid] = Path(self.reader.files[event[11]].path).name
         if self.relayout:
             machine = self.machine
             self.spaces[pid] = AddressSpace(
-                machine.page_size, machine.task_size, self.reader.page_size
+                machine.page_size, machine.task_size, self.reader.page_size, self.exec_align
             )
 
     def _exit(self, event: Row) -> None:
@@ -356,8 +373,10 @@ def _identity(
     reader, machine = run.reader, run.machine
     command = reader.metadata.get("command", "")
     simplified = [*SIMPLIFIED, *costs.simplified]
-    if run.relayout:
+    if machine.page_size > reader.page_size:
         simplified.append(SIMPLIFIED_RELAYOUT)
+    if run.exec_align:
+        simplified.append(SIMPLIFIED_EXECUTABLES)
     if machine.page_size < reader.page_size:
         simplified.append(SIMPLIFIED_LARGER)
     if reader.metadata.get("fault_around_bytes") != reader.page_size:

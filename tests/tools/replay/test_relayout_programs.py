@@ -22,7 +22,8 @@ from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 
 R = 4096
-SIZES = [16384, 65536]
+#: Page size, and the alignment of executable files.
+SIZES = [(16384, 0), (65536, 0), (4096, 65536), (16384, 65536)]
 TOP = 1 << 47
 BASE = 0x7F0000000000
 NONE, READ, RW, RX = 0, 1, 3, 5
@@ -87,6 +88,7 @@ class Pair:
     """The model and the layout under test, driven together; with a machine, that as well."""
 
     page: int
+    align: int = 0
     machine: Machine | None = None
     pid: int = 0
     model: Model = field(default_factory=Model)
@@ -94,7 +96,7 @@ class Pair:
 
     def __post_init__(self):
         if self.space is None:
-            self.space = AddressSpace(self.page, TOP, R)
+            self.space = AddressSpace(self.page, TOP, R, self.align)
 
     def make(self, calls):
         for name, args in calls:
@@ -112,8 +114,14 @@ class Pair:
 
     def mmap(self, at, pages, prot, offset=None, flags=0x22):
         start, length = at * R, pages * R
+        part_of = offset % 3 if self.align and offset else 0  # two executable files, and others
         low, size, calls = self.space.mmap(
-            start, length, (offset or 0) * R, prot, grows=bool(flags & GROWSDOWN)
+            start,
+            length,
+            (offset or 0) * R,
+            prot,
+            grows=bool(flags & GROWSDOWN),
+            part_of=part_of,
         )
         self.make(calls)
         assert low % self.page == size % self.page == 0 < size
@@ -311,17 +319,17 @@ def with_tails(test):
     return test
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size, align", SIZES)
 @with_tails
 @settings(max_examples=10 * settings.default.max_examples)
 @given(steps=st.lists(STEP, min_size=4, max_size=40))
-def test_any_program_keeps_the_rules(size, steps):
-    pair, parents = Pair(size), []
+def test_any_program_keeps_the_rules(size, align, steps):
+    pair, parents = Pair(size, align), []
     pair.mmap(STACK, 4, RW, flags=0x22 | GROWSDOWN)
     for kind, *args in steps:
         if kind == "fork":
             parents.append((pair, pair.model.copy()))
-            pair = Pair(size, model=pair.model.copy(), space=pair.space.copy())
+            pair = Pair(size, align, model=pair.model.copy(), space=pair.space.copy())
         step(pair, kind, *args)
         pair.check()
     for parent, model in parents:  # what the child did is not to be seen
@@ -329,7 +337,9 @@ def test_any_program_keeps_the_rules(size, steps):
         parent.check()
 
 
-@pytest.fixture(scope="module", params=[("baseline_16k", 512), ("baseline_64k", 2048)])
+@pytest.fixture(
+    scope="module", params=[("baseline_16k", 512), ("baseline_64k", 2048), ("exefolio", 512)]
+)
 def machine(request):
     """A machine that finds its own mistakes."""
     name, mb = request.param
@@ -344,7 +354,9 @@ def machine(request):
 def test_any_program_runs_on_a_machine(machine, steps):
     pids = [max((p.pid for p in machine.processes()), default=0) + 1]
     assert machine.spawn(pids[0]) == 0
-    pair = Pair(machine.page_size, machine, pids[0])
+    align = machine.page_size << machine.k.config.exec_folio_order
+    align = align if align > machine.page_size else 0
+    pair = Pair(machine.page_size, align, machine, pids[0])
     pair.mmap(STACK, 4, RW, flags=0x22 | GROWSDOWN)
     try:
         for kind, *args in steps:
@@ -352,7 +364,7 @@ def test_any_program_runs_on_a_machine(machine, steps):
                 pids.append(pids[-1] + 1)
                 assert machine.fork(pair.pid, pids[-1]) == 0
                 model, space = pair.model.copy(), pair.space.copy()
-                pair = Pair(machine.page_size, machine, pids[-1], model, space)
+                pair = Pair(machine.page_size, align, machine, pids[-1], model, space)
             step(pair, kind, *args)
             pair.check()
             pair.touch_all()
