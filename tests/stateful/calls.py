@@ -24,7 +24,7 @@ from .places import FAR, HUGE, HUGE_AGAIN, STRETCHES
 who = st.integers(0, 3)
 pages = st.integers(1, 40)
 near_the_boundary = st.sampled_from((112, 120, 121, 127, 128, 130, 136))
-prot = st.sampled_from((3, 3, 3, 1, 0, 2, 7))
+prot = st.sampled_from((3, 3, 3, 1, 0, 2, 5, 7))
 backing = st.one_of(
     st.just("private"),
     st.just("private"),
@@ -105,11 +105,13 @@ def calls(huge):
     about_forks = st.sampled_from((MADV_WIPEONFORK, MADV_DONTFORK))
     fork = call("fork", who, rarely, st.one_of(st.none(), st.tuples(where, about_forks)))
     refault = call("refault", who, where)
+    text = call("text", who, where, st.sampled_from((5, 7)), rarely)
     knob = call("knob", st.integers(0, 15), st.integers(0, 11))
     mappings = st.one_of(
         zeroes,
         fill,
         fill,
+        text,
         new_mapping,
         call("munmap", who, where),
         call("mprotect", who, where, prot),

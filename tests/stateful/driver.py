@@ -388,6 +388,13 @@ class Driver:
                 self.store_page(pid, at + i, byte, (value + i) % 255 + 1, armed)
         self.load_page(pid, at + min(1, nr - 1), 0, armed)
 
+    def text(self, who, where, prot, shared, armed=False):
+        """Map part of a file as ld.so maps a program, congruent to the file, and read some of it."""
+        pid, (at, nr) = self.pid(who), self.place(where)
+        self.mmap(who, where, prot, (0, at % 16, shared), True, False)
+        for p in range(at, at + nr, max(7, nr // 8)):
+            self.load_page(pid, p, 0, armed)
+
     def touch(self, who, where, write, armed=False):
         """Access every page of a short range, and check the order of each folio that comes of it."""
         pid, (at, nr) = self.pid(who), self.place(where)

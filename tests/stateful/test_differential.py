@@ -22,6 +22,7 @@ PAIRS = [
     Flavour("arm64", "anonfolio_basic", knobs=_ALWAYS, share=9),
     Flavour("arm64", "anonfolio_basic", ("16k",), knobs=_ALWAYS, share=9),
     Flavour("arm64", "anonfolio_basic", ("64k",), knobs=_ALWAYS, memory_mb=1024, share=2),
+    Flavour("arm64", "exefolio", knobs=_ALWAYS, share=9),
     Flavour("x86", "baseline_4k", share=9),
     Flavour("arm64", "linux-6.12", memory_mb=32, share=3),
     Flavour("arm64", "linux-7.3", memory_mb=32, share=4),

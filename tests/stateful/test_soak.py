@@ -90,6 +90,7 @@ def program(rng, mthp=False, tight=False):
     makers = {
         "fill": (14 if mthp else 8, lambda: (room(), rng.randrange(256), rng.choice(fresh))),
         "mmap": (3, lambda: (where(), rng.choice(rights), kind(), often(), often())),
+        "text": (3, lambda: (where(), rng.choice((5, 7)), often())),
         "munmap": (4, lambda: (where(),)),
         "mprotect": (3, lambda: (where(), rng.choice(rights))),
         "protect_twice": (3, lambda: (where(), rng.choice((0, 1)))),
