@@ -7,7 +7,13 @@ from virtmm.mm.arena import FILE_RECORD, PAGE_RECORD
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.fault_inject import FaultInjection
 from virtmm.mm.pgtable import pte_pfn, pte_write
-from virtmm.mm.vm_flags import MADV_DONTNEED, MAP_FIXED, MAP_SHARED, VM_FAULT_SIGBUS
+from virtmm.mm.vm_flags import (
+    MADV_DONTDUMP,
+    MADV_DONTNEED,
+    MAP_FIXED,
+    MAP_SHARED,
+    VM_FAULT_SIGBUS,
+)
 
 READ, RW, RX, RWX = 1, 3, 5, 7
 #: fragments -> pages of 64K
@@ -271,6 +277,17 @@ def test_a_private_write_copies_one_page_and_fork_copies_the_rest(lab, defconfig
     m.exit(1)
     assert m.head(16, layout.FOLIO_LARGE_MAPCOUNT, 2) == 15
     assert m.vmstat()["nr_mapped"] == 31
+
+
+def test_fork_of_a_block_in_two_mappings_folds_with_its_last_page(lab):
+    """The contiguous bit that its only page in the second mapping carries does not hinder."""
+    m = lab("exefolio")
+    text(m, 0, 32, prot=RWX)
+    m.read(16)
+    m.write(0)
+    m.advise(31, 32, MADV_DONTDUMP)
+    assert m.fork(1, 2) == 0
+    assert cont(m) == cont(m, 2) == list(range(16, 32))
 
 
 def test_a_first_write_reads_the_folio_and_maps_the_copy_alone(lab):

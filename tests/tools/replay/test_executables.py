@@ -61,6 +61,14 @@ def test_the_program_goes_down_and_its_heap_stays():
     ]
 
 
+def test_bss_over_a_segment_is_part_of_the_object():
+    """What is mapped behind it is not, and stays."""
+    space = space_of()
+    space.mmap(PIE, 10 * R, 0, RX, part_of=1)
+    assert space.mmap(PIE + 8 * R, 2 * R, 0, RW)[0] == PIE - PIE % K64 + 8 * R
+    assert space.mmap(PIE + 10 * R, 4 * R, 0, RW)[0] == PIE + 10 * R
+
+
 def test_what_is_congruent_stays():
     space = space_of()
     assert space.mmap(0x400000, 3 * R, 0, READ, part_of=1)[0] == 0x400000
@@ -92,7 +100,7 @@ def test_larger_pages_and_large_folios_together():
     """A segment that a larger page moves away is congruent too where it goes."""
     space = space_of(4 * R)
     space.mmap(PIE, R, 0, READ, part_of=9)
-    space.mmap(LIB, 100 * R, 0, READ, part_of=1)
+    space.mmap(LIB, 7 * R, 0, READ, part_of=1)
     space.mmap(LIB + 7 * R, 50 * R, 7 * R, RX, part_of=1)
     assert (space.address(LIB) - 0) % K64 == 0
     assert (space.address(LIB + 7 * R) - 7 * R) % K64 == 0
