@@ -79,6 +79,14 @@ class RangeOps(Protocol):
     def copy_pages(self, to: int, source: int, nr: int) -> None:
         """Copy nr pages; the two runs do not overlap."""
 
+    def tlb_reach_ptes(self, pte: int, nr: int, cont: int, block: int, at: int) -> None:
+        """
+        Add the TLB entries that nr entries need to the counts at ``k.tlb[at]``.
+
+        Args:
+            cont: the contiguous bit, 0 = none; block: entries of a block with it.
+        """
+
     def zap_ptes(self) -> None:
         """Unmap anonymous folios over the run described in ``k.run`` until something needs Python."""
 
@@ -185,6 +193,7 @@ class Arena:
     mthp_stat: memoryview
     work: memoryview
     refused: memoryview
+    tlb: memoryview
     run: memoryview
     config: Config
     arch: ArchParams

@@ -26,6 +26,7 @@ from .layout import (
     FOLIO_MM1,
     FOLIO_MM1_MAPCOUNT,
     FOLIO_NR_PAGES_MAPPED,
+    HPA_PAGES,
     MM_ANONPAGES,
     NR_ORDERS,
     PAGE_FLAGS,
@@ -40,6 +41,12 @@ from .layout import (
     RUN_PTE,
     RUN_REASON,
     RUN_ROOM,
+    TLB_BEST,
+    TLB_CONT,
+    TLB_CONT_PAGES,
+    TLB_HPA,
+    TLB_PAGES,
+    TLB_PLAIN,
     EV_zap_anon,
     EV_zap_none,
     PG_anon,
@@ -193,6 +200,42 @@ class PyRanges:
         self.k.phys[to * words : (to + nr) * words] = self.k.phys[
             source * words : (source + nr) * words
         ]
+
+    def tlb_reach_ptes(self, pte: int, nr: int, cont: int, block: int, at: int) -> None:
+        """Add the TLB entries of a run to the counts at ``k.tlb[at]``."""
+        k = self.k
+        present, end = k.arch.pte.present, pte + nr
+        pages = hpa = marked = hpa_marked = blocks = 0
+        while pte < end:
+            entry = k.phys[pte]
+            if entry & present.mask != present.on:
+                pte += 1
+                continue
+            group = not pte % HPA_PAGES and pte + HPA_PAGES <= end and self._hpa_group(pte)
+            step = HPA_PAGES if group else 1
+            pages += step
+            hpa += 1
+            if entry & cont:
+                marked += step
+                hpa_marked += 1
+                blocks += not pte % block
+            pte += step
+        for field, value in (
+            (TLB_PAGES, pages),
+            (TLB_PLAIN, pages),
+            (TLB_HPA, hpa),
+            (TLB_CONT, pages - marked + blocks),
+            (TLB_BEST, hpa - hpa_marked + blocks),
+            (TLB_CONT_PAGES, marked),
+        ):
+            k.tlb[at + field] += value
+
+    def _hpa_group(self, pte: int) -> bool:
+        k = self.k
+        first, step = k.phys[pte], 1 << k.pfn_shift
+        return not pte_pfn(k, first) % HPA_PAGES and all(
+            k.phys[pte + i] == first + i * step for i in range(1, HPA_PAGES)
+        )
 
     def zap_ptes(self) -> None:
         """Unmap anonymous folios until something needs more than this."""

@@ -216,6 +216,7 @@ class CoreRanges:
             "folio_sub_mm",
             "clear_huge_page",
             "copy_pages",
+            "tlb_reach_ptes",
         ):
             setattr(self, name, functools.partial(getattr(lib, name), vk))
         self.zap_ptes = functools.partial(lib.vk_zap_ptes, vk)
@@ -226,8 +227,8 @@ def digest(k: Arena) -> str:
     Return a hash of the machine's whole state: two runs that did the same leave the same digest.
 
     Page contents count for page tables, and with PHYS_BACKING for every page in use. The registers of
-    the last zap (``run``) are scratch, and ``work`` and ``refused`` say how it came about: they do not
-    count.
+    the last zap (``run``) are scratch, and ``work``, ``refused`` and ``tlb`` say how it came about: they
+    do not count.
     """
     h = hashlib.sha256()
     used = k.zone[layout.ZONE_FRONTIER]
@@ -241,7 +242,7 @@ def digest(k: Arena) -> str:
     }
     for a in layout.ARRAYS:
         view = getattr(k, a.name)
-        if a.name in ("phys", "run", "work", "refused", "vma_start", "vma_index"):
+        if a.name in ("phys", "run", "work", "refused", "tlb", "vma_start", "vma_index"):
             continue
         if a.name == "page":
             view = view[: used * PAGE_RECORD]

@@ -24,6 +24,7 @@ from virtmm.mm.mlock import do_mlock
 from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special, walk_page_table
 from virtmm.mm.rmap import page_mapcount
 from virtmm.mm.slab import slab_alloc, slab_free
+from virtmm.mm.tlb import tlb_reach
 from virtmm.mm.vm_flags import MAP_LOCKED, MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Machine:
             return -ENOMEM
         self._update_maxrss(k.current, old)
         k.task[k.current * TASK_RECORD + layout.TASK_MM] = mm
-        fork.mmput(k, old)
+        self._leave(old)
         return self._done(0)
 
     def exit(self, pid: int) -> None:
@@ -163,12 +164,18 @@ class Machine:
         k, mm = self.k, self._mm(pid)
         self._count(layout.EV_exit)
         self._update_maxrss(k.current, mm)
-        fork.mmput(k, mm)
+        self._leave(mm)
         task = self._tasks.pop(pid)
         self._ended.append(self._process(task))
         slab_free(k, layout.SLAB_TASK, k.task, TASK_RECORD, task)
         k.current = 0
         self._done(0)
+
+    def _leave(self, mm: int) -> None:
+        """Drop a user of an address space; the last one's leaving is when its tables are looked at."""
+        if self.k.mm[mm * MM_RECORD + layout.MM_USERS] == 1:
+            tlb_reach(self.k, mm, layout.TLB_ENDED)
+        fork.mmput(self.k, mm)
 
     def current_pid(self) -> int:
         """Return the process that made the last call."""
@@ -371,6 +378,35 @@ class Machine:
     def work(self) -> dict[str, int]:
         """Return how often each operation of WORK (csrc/arena.def) was done."""
         return dict(zip(layout.WORKS, self.k.work.tolist(), strict=False))
+
+    def tlb(self) -> dict[str, dict[str, int]]:
+        """
+        Return the TLB reach of ``data`` and ``text`` (mm/tlb.py), of all address spaces there ever were.
+
+        Those that ended count as they were at their end, the others as they are. ``bytes`` are what is
+        mapped, ``cont_bytes`` the part in contiguous blocks; ``plain``, ``hpa``, ``cont`` and ``best``
+        are entries.
+        """
+        k = self.k
+        counts = k.tlb
+        for i in range(layout.TLB_ALIVE, len(counts)):
+            counts[i] = 0
+        alive = (k.task[task * TASK_RECORD + layout.TASK_MM] for task in self._tasks.values())
+        for mm in dict.fromkeys(alive):
+            tlb_reach(k, mm, layout.TLB_ALIVE)
+        found = {}
+        for name, part in (("data", layout.TLB_DATA), ("text", layout.TLB_TEXT)):
+            ended, in_use = layout.TLB_ENDED + part, layout.TLB_ALIVE + part
+            sums = [counts[ended + i] + counts[in_use + i] for i in range(6)]
+            found[name] = {
+                "bytes": sums[layout.TLB_PAGES] * k.page_size,
+                "cont_bytes": sums[layout.TLB_CONT_PAGES] * k.page_size,
+                "plain": sums[layout.TLB_PLAIN],
+                "hpa": sums[layout.TLB_HPA],
+                "cont": sums[layout.TLB_CONT],
+                "best": sums[layout.TLB_BEST],
+            }
+        return found
 
     def hugepages(self) -> dict[str, dict[str, int]]:
         """Return the hugepages-<N>kB/stats counters that are not zero, by size."""

@@ -42,6 +42,7 @@ def words(k):
         "event": k.event[:],
         "vmstat": k.vmstat[:],
         "mthp_stat": k.mthp_stat[:],
+        "tlb": k.tlb[:],
         "zone": k.zone[:],
         "run": k.run[:],
     }
@@ -182,6 +183,35 @@ def test_folio_pte_batch_stops_at_an_entry_that_is_not_present(k):
     for i in range(4):
         k.phys[TABLE + i] = entry + (i << k.pfn_shift)
     assert both(k, lambda ops: ops.folio_pte_batch(TABLE, 0, 4)) == 1
+
+
+@pytest.mark.parametrize("nr", (1, 3, 4, 5, 64, 512))
+def test_tlb_reach_ptes(k, rng, nr):
+    """A random table, with groups and a contiguous block where there is such a bit, page by page."""
+    bits, at = k.arch.pte, layout.TLB_ALIVE + layout.TLB_TEXT
+    entries(k, rng, nr)
+    cont, block = bits.cont.mask if bits.cont else 0, 16
+    if nr >= 64:
+        k.ops.set_ptes(TABLE + 16, bits.user | FIRST << k.pfn_shift | cont, block)
+        k.ops.set_ptes(TABLE + 41, bits.user | (FIRST + 1) << k.pfn_shift, 20)
+    table = k.phys[TABLE : TABLE + nr].tolist()
+    for i in range(8):
+        k.tlb[at + i] = 100
+    both(k, lambda ops: ops.tlb_reach_ptes(TABLE, nr, cont, block, at))
+    found = [n - 100 for n in k.tlb[at : at + 8].tolist()]
+    reached = [e & bits.present.mask == bits.present.on for e in table]
+    pages, marked = sum(reached), sum(e & cont != 0 for e in table)
+    joined = joined_marked = 0
+    for i in range(0, nr - 3, 4):
+        step = [table[i] + (j << k.pfn_shift) for j in range(4)]
+        aligned = not (table[i] & k.pfn_mask) >> k.pfn_shift & 3
+        if reached[i] and aligned and table[i : i + 4] == step:
+            joined += 3
+            joined_marked += 3 * (table[i] & cont != 0)
+    assert joined > joined_marked or nr < 64
+    blocks = marked // block
+    best = pages - marked - (joined - joined_marked) + blocks
+    assert found == [pages, pages, pages - joined, pages - marked + blocks, best, marked, 0, 0]
 
 
 @pytest.mark.parametrize("order", (0, 2, 3, 9, 10))

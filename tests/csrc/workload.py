@@ -46,6 +46,7 @@ def loops(x):
         assert ops.check_ptes_none(end - nr, nr) == nr
         ops.set_ptes(end - nr, x.bits.user | 1 << 20, nr)
         assert ops.folio_pte_batch(end - nr, 0, nr) == nr
+        ops.tlb_reach_ptes(end - nr, nr, 0, 0, layout.TLB_ALIVE + layout.TLB_TEXT)
         ops.modify_ptes(end - nr, (1 << 64) - 1, 0, nr)
         ops.clear_ptes(end - nr, nr)
     for order in (0, 2, 3, 4, 9):
