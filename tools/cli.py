@@ -287,8 +287,7 @@ def compare(
     settings = {
         name: own_knobs(config, knobs, configs.values()) for name, config in configs.items()
     }
-    for name, config in configs.items():
-        check_settings(config, settings[name])
+    not_booted = without_memory(configs, settings)
     total = 0
     for trace in traces:
         with TraceReader(trace) as reader:
@@ -310,7 +309,30 @@ def compare(
                 with TraceReader(trace) as reader:
                     results.append(run_replay(reader, config, name, settings[name], progress=moved))
                     done += reader.num_events
-    write(render(results, fmt), output)
+    write(render(results, fmt, not_booted=not_booted), output)
+
+
+def without_memory(
+    configs: dict[str, ResolvedConfig], settings: dict[str, list[str]]
+) -> dict[str, str]:
+    """
+    Take the kernels that have too little memory to boot out of ``configs``; return why they do not.
+
+    Raises:
+        BootError: none has enough.
+        ConfigError: settings that one does not know.
+    """
+    reasons: dict[str, str] = {}
+    for name, config in configs.items():
+        try:
+            check_settings(config, settings[name])
+        except BootError as e:
+            reasons[name] = str(e)
+    if len(reasons) == len(configs):
+        raise BootError(next(iter(reasons.values())))
+    for name in reasons:
+        del configs[name]
+    return reasons
 
 
 @main.command("predict-check", context_settings={"allow_interspersed_args": False})

@@ -157,6 +157,14 @@ def test_memory_that_runs_out_is_a_result(virtmm, tmp_path):
     assert "pid 7" in result.stdout
 
 
+def test_a_kernel_with_too_little_memory_to_boot_does_not_keep_others_from_it(virtmm, trace):
+    args = ["compare", trace, "--set", "mem=256M", "--kernels"]
+    document = json.loads(virtmm(*args, "baseline_64k,baseline_4k", "--format", "json").stdout)
+    assert [(r["kernel"], r["baseline"]) for r in document["rows"]] == [("baseline_4k", True)]
+    assert "one block of the buddy allocator (512 MiB)" in document["not_booted"]["baseline_64k"]
+    refused(virtmm(*args, "baseline_64k"), "one block of the buddy allocator (512 MiB)")
+
+
 @pytest.mark.parametrize("command", [[], ["compare"], ["replay"], ["record"]])
 def test_help(virtmm, command):
     result = virtmm(*command, "--help")
@@ -291,10 +299,6 @@ COMPARE = {
     "knob": (["--set", "nosuch=1"], "nosuch=1: unknown knob"),
     "per-size": (["--kernels", "baseline_4k", "--set", "64kB=always"], "no per-size knobs"),
     "no such size": (["--set", "48kB=always"], "no such size; there are 16kB"),
-    "one of them": (
-        ["--kernels", "baseline_4k,baseline_64k", "--set", "MEMORY_MB=64"],
-        "one block",
-    ),
 }
 
 

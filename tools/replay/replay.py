@@ -416,12 +416,13 @@ def _figures(run: Replay, costs: CostTable) -> dict[str, Any]:
     return {
         "minflt": sum(p.minflt for p in processes),
         "segv": run.segv,
-        "refused": run.refused,
+        "refused_calls": run.refused,
         "folios": {str(order): folios[order] for order in sorted(folios)},
         "events": events,
         "instructions": costs.price(events),
         "cost_table": costs.name,
         "memory": memory,
+        "tlb": machine.tlb(),
         "vmstat": machine.vmstat(),
         "hugepages": machine.hugepages(),
         "processes": [

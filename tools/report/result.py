@@ -17,6 +17,10 @@ from typing import Any
 FORMAT = "virtmm-result"
 VERSION = 1
 
+#: Two kinds of memory, and the ways to count their TLB entries (mm/tlb.py).
+TLB_KINDS = ("data", "text")
+TLB_WAYS = ("plain", "hpa", "cont", "best")
+
 
 class ReportError(Exception):
     """A result is missing, malformed, or does not belong with the others."""
@@ -31,9 +35,11 @@ class Result:
         trace, trace_hash: name and content hash of the trace.
         kernel, arch, page_size: what it ran under; page size in bytes.
         minflt, segv: minor faults and segmentation faults of all processes.
+        refused_calls: memory calls that the virtual kernel refused and the recorded one had not.
         folios: order -> anonymous folios that faults allocated.
         instructions: group -> kernel instructions, "total" included.
         memory: bytes by name ("peak", "max_page_tables", ...).
+        tlb: kind of TLB_KINDS -> "bytes" mapped, and TLB entries by TLB_WAYS.
         oom: None, or pid, command, held (bytes) and event (row) of what ran out of memory.
         raw: the whole result as it was read.
     """
@@ -45,13 +51,20 @@ class Result:
     page_size: int
     minflt: int
     segv: int
+    refused_calls: int
     folios: Mapping[int, int]
     instructions: Mapping[str, int]
     cost_table: str
     memory: Mapping[str, int]
+    tlb: Mapping[str, Mapping[str, int]]
     oom: Mapping[str, Any] | None
     simplified: tuple[str, ...]
     raw: Mapping[str, Any]
+
+    def tlb_per_mib(self, kind: str, way: str = "cont") -> float | None:
+        """Return TLB entries per MiB mapped; None where nothing is. "cont" is as the tables are marked."""
+        counts = self.tlb[kind]
+        return counts[way] * 2**20 / counts["bytes"] if counts["bytes"] else None
 
 
 def read_results(sources: Iterable[Path | Mapping[str, Any]]) -> list[Result]:
@@ -116,6 +129,9 @@ def check_result(raw: Any, where: str) -> Result:
     memory = take.counts("memory")
     for name in ("peak", "max_page_tables"):
         take.count(f"memory.{name}")
+    for kind in TLB_KINDS:
+        for name in ("bytes", *TLB_WAYS):
+            take.count(f"tlb.{kind}.{name}")
     return Result(
         trace=take.text("trace.name"),
         trace_hash=take.text("trace.hash"),
@@ -124,10 +140,12 @@ def check_result(raw: Any, where: str) -> Result:
         page_size=take.count("page_size"),
         minflt=take.count("minflt"),
         segv=take.count("segv"),
+        refused_calls=take.count("refused_calls"),
         folios=take.orders("folios"),
         instructions=instructions,
         cost_table=take.text("cost_table"),
         memory=memory,
+        tlb={kind: take.counts(f"tlb.{kind}") for kind in TLB_KINDS},
         oom=oom,
         simplified=take.texts("simplified"),
         raw=raw,

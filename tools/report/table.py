@@ -14,16 +14,18 @@ import io
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from virtmm.tools.report.result import ReportError, Result, read_results
+from virtmm.tools.report.result import TLB_KINDS, TLB_WAYS, ReportError, Result, read_results
 
 import virtmm
 
@@ -108,6 +110,7 @@ def render(
     *,
     width: int | None = None,
     color: bool | None = None,
+    not_booted: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """
     Return the compare table, with a final newline.
@@ -117,6 +120,7 @@ def render(
         fmt: one of FORMATS.
         width: columns of the text table; default: the terminal's, 100 without one.
         color: escape sequences in the text table; default: only if stdout is a terminal.
+        not_booted: kernels that have no results, and why they do not boot.
 
     Raises:
         ReportError: unknown format, or what make_rows() raises.
@@ -125,18 +129,20 @@ def render(
         raise ReportError(f"unknown format {fmt!r}: use one of {', '.join(FORMATS)}")
     rows = make_rows(results)
     if fmt == "json":
-        return _json(rows)
+        return _json(rows, not_booted)
     if fmt == "csv":
-        return _csv(rows)
+        return _csv(rows, not_booted)
+    notes = [f"{kernel} does not boot: {reason}" for kernel, reason in not_booted.items()]
+    notes += _notes(rows)
     if fmt == "md":
-        return _markdown(rows)
-    return _text(rows, width, color)
+        return _markdown(rows, notes)
+    return _text(rows, notes, width, color)
 
 
 # --- JSON and CSV: full figures ---------------------------------------------------------------
 
 
-def _json(rows: Sequence[Row]) -> str:
+def _json(rows: Sequence[Row], not_booted: Mapping[str, str]) -> str:
     document = {
         "format": "virtmm-compare",
         "version": 1,
@@ -159,18 +165,21 @@ def _json(rows: Sequence[Row]) -> str:
                 "folios": {str(order): n for order, n in row.result.folios.items()},
                 "memory": dict(row.result.memory),
                 "peak_change_percent": row.peak_change,
+                "tlb": {kind: dict(counts) for kind, counts in row.result.tlb.items()},
                 "segv": row.result.segv,
+                "refused_calls": row.result.refused_calls,
                 "oom": row.result.oom,
                 "simplified": list(row.result.simplified),
             }
             for row in rows
         ],
+        "not_booted": dict(not_booted),
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    lines = [
+def _csv(rows: Sequence[Row], not_booted: Mapping[str, str]) -> str:
+    lines: list[dict[str, Any]] = [
         {
             "trace": row.result.trace,
             "arch": row.result.arch,
@@ -184,6 +193,11 @@ def _csv(rows: Sequence[Row]) -> str:
             "peak_memory": row.result.memory["peak"],
             "peak_memory_change_percent": _blank(row.peak_change),
             "max_page_tables": row.result.memory["max_page_tables"],
+            **{
+                f"tlb_{kind}_{name}": row.result.tlb[kind][name]
+                for kind in TLB_KINDS
+                for name in ("bytes", *TLB_WAYS)
+            },
             "cost_table": row.result.cost_table,
             "oom": _oom(row.result),
         }
@@ -193,6 +207,7 @@ def _csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
+    writer.writerows({"kernel": k, "oom": f"does not boot: {r}"} for k, r in not_booted.items())
     return out.getvalue()
 
 
@@ -236,12 +251,21 @@ def _folios(result: Result) -> str:
     return " ".join(f"{o}:{compact(n, 2)}" for o, n in result.folios.items()) or "none"
 
 
+def _tlb(result: Result, kind: str) -> str:
+    """Return TLB entries per MiB in three digits: 256, 73.1, 0.50."""
+    value = result.tlb_per_mib(kind)
+    if value is None:
+        return "-"
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
+
+
 def _kernel(result: Result, several: bool) -> str:
     return f"{result.arch} {result.kernel}" if several else result.kernel
 
 
-def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
+def _notes(rows: Sequence[Row]) -> list[str]:
     """Return the lines below the table: what ran out of memory, prices used, simplifications."""
+    several_traces, _ = _several(rows)
     notes = []
     tables: dict[str, list[str]] = {}
     settings: dict[str, list[str]] = {}
@@ -255,6 +279,10 @@ def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
             )
         if r.segv:
             notes.append(f"{name}: {r.segv} segmentation faults in the trace's processes")
+        if r.refused_calls:
+            notes.append(
+                f"{name}: {r.refused_calls} memory calls refused that the recorded kernel granted"
+            )
         knobs = " ".join(r.raw.get("settings", ()))
         if knobs and r.kernel not in settings.setdefault(knobs, []):
             settings[knobs].append(r.kernel)
@@ -266,6 +294,9 @@ def _notes(rows: Sequence[Row], several_traces: bool) -> list[str]:
         for table, kernels in tables.items()
     )
     notes += [f"{', '.join(kernels)}: {knobs}" for knobs, kernels in settings.items()]
+    notes.append(
+        "TLB/MiB: TLB entries that a MiB of data, and of text, takes as mapped; not misses"
+    )
     notes.append(f"Instructions priced by {priced}")
     simplified = dict.fromkeys(s for row in rows for s in row.result.simplified)
     return notes + [f"SIMPLIFIED: {s.removeprefix('SIMPLIFIED:').strip()}" for s in simplified]
@@ -277,11 +308,11 @@ def _several(rows: Sequence[Row]) -> tuple[bool, bool]:
     return len(traces) > 1, len({row.result.arch for row in rows}) > 1
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     traces, arches = _several(rows)
     header = ["Kernel", "Minor faults", "±", "Instructions", "±", "Folios by order"]
-    header += ["Peak memory", "±", "Page tables"]
-    rule = ["---", "--:", "--:", "--:", "--:", "---", "--:", "--:", "--:"]
+    header += ["Peak memory", "±", "Page tables", "TLB/MiB data", "TLB/MiB text"]
+    rule = ["---", *["--:"] * 4, "---", *["--:"] * 5]
     if traces:
         header, rule = ["Trace", *header], ["---", *rule]
     lines = [header, rule]
@@ -291,10 +322,10 @@ def _markdown(rows: Sequence[Row]) -> str:
         cells += [_kernel(r, arches), f"{r.minflt:,}", _percent(row.minflt_change)]
         cells += [compact(r.instructions["total"]), _percent(row.instructions_change), _folios(r)]
         cells += [_bytes(r.memory["peak"]), _percent(row.peak_change)]
-        cells += [_bytes(r.memory["max_page_tables"])]
+        cells += [_bytes(r.memory["max_page_tables"]), *(_tlb(r, kind) for kind in TLB_KINDS)]
         lines.append([cell.replace("|", "\\|") for cell in cells])
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    return table + "".join(f"\n{note}\n" for note in _notes(rows, traces))
+    return table + "".join(f"\n{note}\n" for note in notes)
 
 
 @dataclass(frozen=True)
@@ -303,19 +334,29 @@ class _Layout:
 
     bars: bool
     beside: bool
+    tables: bool  # with page tables
+    fold: bool  # two orders of folios a line
     plain: bool  # ASCII only
 
 
-def _text(rows: Sequence[Row], width: int | None, color: bool | None) -> str:
-    traces, _ = _several(rows)
+# From the roomiest: bars are not worth folding the table, page tables not a further line a kernel.
+_LAYOUTS = (
+    (True, True, True, False),
+    (False, True, True, False),
+    (False, True, False, False),
+    (False, True, False, True),
+    (False, False, False, True),
+)
+
+
+def _text(rows: Sequence[Row], notes: Sequence[str], width: int | None, color: bool | None) -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     color = sys.stdout.isatty() if color is None else color
     plain = "utf" not in (sys.stdout.encoding or "utf").lower()
-    # The roomiest that fits: bars are not worth folding the table, changes may move below.
-    for bars, beside in ((True, True), (False, True), (False, False)):
-        layout = _Layout(bars, beside, plain)
-        if _natural_width(rows, layout) <= width:
-            break
+    layouts = (_Layout(*how, plain) for how in _LAYOUTS)
+    layout = next((x for x in layouts if _natural_width(rows, x) <= width), None)
+    if layout is None:
+        return _blocks(rows, notes, width)
     out = io.StringIO()
     console = Console(
         file=out,
@@ -325,17 +366,49 @@ def _text(rows: Sequence[Row], width: int | None, color: bool | None) -> str:
         highlight=False,
     )
     console.print(_table(rows, layout))
-    for note in _notes(rows, traces):
+    for note in notes:
         console.print(Text(note, style="dim"))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     return "\n".join(line for line in lines if line) + "\n"
 
 
+def _blocks(rows: Sequence[Row], notes: Sequence[str], width: int) -> str:
+    """Return a few lines for each row, where no table fits; only words are wrapped, no figure is cut."""
+    traces, arches = _several(rows)
+    lines = []
+    for row in rows:
+        r = row.result
+        figures = {
+            "Minor faults": f"{r.minflt:,} {_percent(row.minflt_change)}",
+            "Kernel instr.": f"{compact(r.instructions['total'])} {_percent(row.instructions_change)}",
+            "Folios": _folios(r),
+            "Peak memory": f"{_bytes(r.memory['peak'])} {_percent(row.peak_change)}",
+            "TLB/MiB": " ".join(f"{kind} {_tlb(r, kind)}" for kind in TLB_KINDS),
+        }
+        lines.append(" ".join([r.trace] * traces + [_kernel(r, arches)]))
+        for name, figure in figures.items():
+            lines += _wrapped(f"  {name:<13}  {figure.rstrip()}", width, indent=17)
+    for note in notes:
+        lines += _wrapped(note, width)
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(line: str, width: int, indent: int = 0) -> list[str]:
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _natural_width(rows: Sequence[Row], layout: _Layout) -> int:
-    """Return the columns a table needs if folios by order may take two lines."""
+    """Return the columns a table needs if folios by order may take two lines, or as many as they like."""
     wide = Console(file=io.StringIO(), width=10_000)
     longest = max(len(_folios(row.result)) for row in rows)
-    table = _table(rows, layout, folios=max(16, (longest + 1) // 2 + 3))
+    most = len("0:100 2:100") if layout.fold else max(16, (longest + 1) // 2 + 3)
+    table = _table(rows, layout, folios=most)
     return wide.measure(table).maximum
 
 
@@ -346,6 +419,7 @@ def _table(rows: Sequence[Row], layout: _Layout, folios: int | None = None) -> T
         box=box.ASCII if layout.plain else box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
         header_style="bold",
     )
     if traces:
@@ -361,7 +435,9 @@ def _table(rows: Sequence[Row], layout: _Layout, folios: int | None = None) -> T
     table.add_column("Peak\nmemory", justify="right", no_wrap=True)
     if layout.beside:
         table.add_column("", justify="right", no_wrap=True)
-    table.add_column("Page\ntables", justify="right", no_wrap=True)
+    if layout.tables:
+        table.add_column("Page\ntables", justify="right", no_wrap=True)
+    table.add_column("TLB/MiB\ndata text", justify="right", no_wrap=True)
     for row in rows:
         r = row.result
         cells: list[str | Text] = [r.trace if row.first else ""] if traces else []
@@ -371,7 +447,9 @@ def _table(rows: Sequence[Row], layout: _Layout, folios: int | None = None) -> T
         cells += _figure(total, row.instructions_change, layout, row.instructions_share)
         cells.append(Text(_folios(r), style="bold red" if r.oom else ""))
         cells += _figure(_bytes(r.memory["peak"]), row.peak_change, layout)
-        cells.append(_bytes(r.memory["max_page_tables"]))
+        if layout.tables:
+            cells.append(_bytes(r.memory["max_page_tables"]))
+        cells.append(" ".join(f"{_tlb(r, kind):>4}" for kind in TLB_KINDS))
         table.add_row(*cells)
     return table
 

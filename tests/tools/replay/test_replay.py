@@ -113,7 +113,7 @@ def test_refused_calls_count(write_trace, run):
         exec_(), call("mprotect", A, 4 * K, prot=1), mmap(A, 4 * K), fault(A), mmap(1 << 60, 4 * K)
     )
     result = run(path)
-    assert result["refused"] == 2
+    assert result["refused_calls"] == 2
     assert result["minflt"] == 1
 
 
@@ -388,7 +388,7 @@ def test_every_flavour_gives_the_same_figures(write_trace, run, kernel):
     figures = {}
     for name, sets in FLAVOURS.items():
         result = run(path, kernel, ["MEMORY_MB=1024", *sets])
-        assert (result["segv"], result["refused"]) == (0, 0)
+        assert (result["segv"], result["refused_calls"]) == (0, 0)
         own = ("config_hash", "core_hash")
         figures[name] = {k: v for k, v in result.items() if k not in own}
     assert figures["C"] == figures["Python"] == figures["debug"]
@@ -474,7 +474,7 @@ def test_with_fault_around_it_is_what_the_real_kernel_counted(sample, run):
 @pytest.mark.parametrize("kernel", ["baseline_16k", "baseline_64k"])
 def test_samples_laid_out_anew_run_without_refusal(sample, run, kernel):
     result = run(sample, kernel)
-    assert (result["segv"], result["refused"], result["oom"]) == (0, 0, None)
+    assert (result["segv"], result["refused_calls"], result["oom"]) == (0, 0, None)
 
 
 def test_large_folios_save_two_faults_in_five(run):

@@ -15,6 +15,17 @@ from virtmm.tools.report.table import BAR_CELLS, bar, compact, make_rows, render
 import virtmm
 
 
+def tlb(size: int, plain: int, cont: int = 0) -> dict[str, int]:
+    return {
+        "bytes": size,
+        "cont_bytes": 0,
+        "plain": plain,
+        "hpa": plain // 4,
+        "cont": cont or plain,
+        "best": cont or plain // 4,
+    }
+
+
 def result(kernel: str = "baseline_4k", trace: str = "gcc", **changes: Any) -> dict[str, Any]:
     made = {
         "format": "virtmm-result",
@@ -34,11 +45,13 @@ def result(kernel: str = "baseline_4k", trace: str = "gcc", **changes: Any) -> d
         "core_hash": "core",
         "minflt": 52341,
         "segv": 0,
+        "refused_calls": 0,
         "folios": {"0": 40123},
         "events": {},
         "instructions": {"total": 812345678, "anonymous faults": 700000000, "fork": 112345678},
         "cost_table": "arm64 4K 6.12",
         "memory": {"peak": 61 << 20, "peak_anon": 60 << 20, "max_page_tables": 1 << 20},
+        "tlb": {"data": tlb(60 << 20, 15360), "text": tlb(2 << 20, 512)},
         "vmstat": {},
         "hugepages": {},
         "processes": [],
@@ -55,6 +68,8 @@ LARGE = result(
     instructions={"total": 612345678},
     folios={"4": 2041, "0": 4123, "2": 12},
     memory={"peak": 63 << 20, "max_page_tables": 1 << 20},
+    tlb={"data": tlb(62 << 20, 15872, 4526), "text": tlb(0, 0)},
+    refused_calls=2,
 )
 OOM = result(
     "baseline_64k",
@@ -83,9 +98,12 @@ TWO_TRACES = [
 @pytest.mark.parametrize(
     ("name", "results", "fmt", "width"),
     [
-        ("bars.txt", [BASE, LARGE], "text", 120),
-        ("no-bars.txt", [BASE, LARGE, OOM], "text", 100),
+        ("bars.txt", [BASE, LARGE], "text", 130),
+        ("no-bars.txt", [BASE, LARGE, OOM], "text", 110),
+        ("no-tables.txt", TWO_TRACES, "text", 100),
         ("narrow.txt", TWO_TRACES, "text", 80),
+        ("blocks.txt", TWO_TRACES, "text", 60),
+        ("small-blocks.txt", [BASE, LARGE, OOM], "text", 40),
         ("table.md", [BASE, LARGE, OOM], "md", None),
         ("table.csv", [BASE, LARGE, OOM], "csv", None),
     ],
@@ -124,12 +142,25 @@ def test_json_has_the_full_figures():
         "folios": {"0": 4123, "2": 12, "4": 2041},
         "memory": {"peak": 63 << 20, "max_page_tables": 1 << 20},
         "peak_change_percent": 3.28,
+        "tlb": {
+            "data": {
+                "bytes": 62 << 20,
+                "cont_bytes": 0,
+                "plain": 15872,
+                "hpa": 3968,
+                "cont": 4526,
+                "best": 4526,
+            },
+            "text": {"bytes": 0, "cont_bytes": 0, "plain": 0, "hpa": 0, "cont": 0, "best": 0},
+        },
         "segv": 0,
+        "refused_calls": 2,
         "oom": None,
         "simplified": ["page cache in base pages"],
     }
     assert third["oom"] == {"pid": 7, "command": "cc1", "held": 1 << 30, "event": 99}
     assert third["minflt_change_percent"] is None
+    assert document["not_booted"] == {}
 
 
 # --- what is compared with what ----------------------------------------------------------------------
@@ -154,12 +185,42 @@ def test_nothing_is_compared_with_a_baseline_that_ran_out_of_memory_or_counted_n
 
 def test_architectures_are_told_apart_where_there_are_several():
     shown = text([BASE, result(arch="x86", cost_table="x86 4K 6.12")])
-    assert " arm64 baseline_4k " in shown
-    assert " x86 baseline_4k " in shown
+    assert "arm64 baseline_4k " in shown
+    assert "x86 baseline_4k " in shown
 
 
 def test_segmentation_faults_are_noted():
     assert "baseline_4k: 3 segmentation faults" in text([result(segv=3)])
+
+
+def test_refused_calls_are_noted():
+    assert "anonfolio_basic: 2 memory calls refused" in text([BASE, LARGE])
+    assert "refused" not in text([BASE])
+
+
+@pytest.mark.parametrize(
+    ("entries", "size", "shown"),
+    [(256, 1, "256"), (731, 10, "73.1"), (999, 10, "99.9"), (9996, 100, "100"), (1, 2, "0.50")],
+)
+def test_tlb_entries_per_mib_have_three_digits(entries, size, shown):
+    made = result(tlb={"data": tlb(size << 20, 1000 * size, entries), "text": tlb(0, 0)})
+    assert f" {shown}    -\n" in text([made])
+
+
+@pytest.mark.parametrize("fmt", ["text", "md", "json", "csv"])
+def test_kernels_that_do_not_boot_are_named_with_the_reason(fmt):
+    shown = render([BASE], fmt, width=100, not_booted={"baseline_64k": "too little memory"})
+    if fmt == "json":
+        assert json.loads(shown)["not_booted"] == {"baseline_64k": "too little memory"}
+    elif fmt == "csv":
+        *_, last = csv.DictReader(io.StringIO(shown))
+        assert (last["kernel"], last["oom"]) == (
+            "baseline_64k",
+            "does not boot: too little memory",
+        )
+        assert last["minflt"] == ""
+    else:
+        assert "\nbaseline_64k does not boot: too little memory\n" in shown
 
 
 def test_no_folios():
@@ -173,11 +234,25 @@ def test_color_only_on_request_or_on_a_terminal(monkeypatch):
     assert "\x1b" not in render([BASE, LARGE], "md")
 
 
-@pytest.mark.parametrize("width", [80, 100, 120, 160])
-def test_no_line_is_wider_than_the_terminal(width):
+@pytest.mark.parametrize("width", range(30, 161, 6))
+def test_no_line_is_wider_than_the_terminal_and_no_figure_is_cut(width):
     many = result("anonfolio_basic", folios={str(o): 1234567 for o in range(10)})
     for results in ([BASE, LARGE], [BASE, many], [BASE, many, OOM, result(trace="python")]):
-        assert max(map(len, text(results, width=width).splitlines())) <= width
+        shown = text(results, width=width)
+        assert max(map(len, shown.splitlines())) <= width
+        assert "…" not in shown
+        words = set(shown.split())
+        for r in results:
+            figures = [f"{r['minflt']:,}", compact(r["instructions"]["total"]), r["kernel"]]
+            figures += ["61.0MiB" if r["memory"]["peak"] == 61 << 20 else "63.0MiB", "256"]
+            figures += [] if r["oom"] else [f"{o}:{compact(n, 2)}" for o, n in r["folios"].items()]
+            assert words.issuperset(figures)
+
+
+@pytest.mark.parametrize("width", [1, 10, 20])
+def test_a_terminal_of_no_use_cuts_no_figure_either(width):
+    shown = text([BASE, LARGE], width=width)
+    assert {"52,341", "22,341", "-57.3%", "812M", "4:2.0k", "61.0MiB", "256"} < set(shown.split())
 
 
 def test_ascii_where_the_terminal_knows_nothing_else(monkeypatch):
@@ -243,6 +318,13 @@ REFUSED = [
     ([broken("kernel", None)], "result 1: kernel is null, not a text"),
     ([broken("minflt", -1)], "result 1: minflt is -1, not a whole number of at least 0"),
     ([broken("minflt", True)], "result 1: minflt is true, not a whole number of at least 0"),
+    ([broken("refused_calls", remove=True)], "result 1: no refused_calls"),
+    ([broken("tlb", remove=True)], "result 1: no tlb.data.bytes"),
+    ([broken("tlb.text.best", remove=True)], "result 1: no tlb.text.best"),
+    (
+        [broken("tlb.data.hpa", 1.5)],
+        "result 1: tlb.data.hpa is 1.5, not a whole number of at least 0",
+    ),
     ([broken("segv", "0")], 'result 1: segv is "0", not a whole number of at least 0'),
     ([broken("folios", {"x": 1})], 'result 1: folios is {"x": 1}, not counts by folio order'),
     (
