@@ -20,10 +20,12 @@ from virtmm.mm.debug_vm import live_mms, validate
 from virtmm.mm.layout import NR_ORDERS
 from virtmm.mm.pgtable import (
     pmd_trans_huge,
+    pte_accessible,
     pte_dirty,
     pte_pfn,
     walk_page_table,
 )
+from virtmm.mm.tlb import tlb_reach
 from virtmm.mm.vm_flags import VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE
 from virtmm.mm.vma import slots
 
@@ -44,6 +46,7 @@ def check(k, most_spaces=3):
     for mm in live_mms(k):
         check_entries(k, mm)
         check_tables(k, mm)
+        check_tlb(k, mm)
     check_folios(k)
     assert used(k, layout.SLAB_VMA, k.vma, VMA_RECORD) == len(vmas), "VMAs in no address space"
     files = Counter(_vma(k, v, layout.VMA_FILE) for v in vmas)
@@ -54,6 +57,25 @@ def check(k, most_spaces=3):
             )
     allocated = k.vmstat[layout.VM_pgalloc_movable] - k.vmstat[layout.VM_pgfree]
     assert allocated == k.config.nr_pages - k.zone[layout.ZONE_NR_FREE]
+
+
+def check_tlb(k, mm):
+    """Entries that mm needs of a TLB: one each page, huge entry or contiguous block; groups save some."""
+    first = layout.TLB_ALIVE
+    k.tlb[first : first + 16] = memoryview(bytes(128)).cast("Q")
+    tlb_reach(k, mm, first)
+    data, text = first + layout.TLB_DATA, first + layout.TLB_TEXT
+    pages, plain, hpa, cont, best, marked = (k.tlb[data + i] + k.tlb[text + i] for i in range(6))
+    reached = [
+        (entry, huge)
+        for _, entry, huge in walk_page_table(k, mm)
+        if pte_accessible(k, entry, write=False)
+    ]
+    entries, huge = len(reached), sum(h for _, h in reached)
+    in_blocks = sum(not h and entry & k.cont_bit != 0 for entry, h in reached)
+    assert (pages, plain, marked) == (entries + huge * ((1 << k.pmd_order) - 1), entries, in_blocks)
+    assert cont == entries - in_blocks + (in_blocks // k.cont_nr if in_blocks else 0)
+    assert best <= min(hpa, cont) <= max(hpa, cont) <= plain
 
 
 def check_owners(k):

@@ -117,6 +117,19 @@ def test_refused_calls_count(write_trace, run):
     assert result["minflt"] == 1
 
 
+def test_tlb_reach_is_of_every_program(write_trace, run):
+    """What a program mapped before it started another counts, and what is mapped at the end."""
+    path = write_trace(
+        exec_(), mmap(A, 64 * K), fault(A), fault(A + 8 * K), exec_(), mmap(A, 64 * K), fault(A)
+    )
+    plain = {"bytes": 12 * K, "cont_bytes": 0, "plain": 3, "hpa": 3, "cont": 3, "best": 3}
+    assert run(path)["tlb"]["data"] == plain
+    large = {"bytes": 128 * K, "cont_bytes": 0, "plain": 32, "hpa": 8, "cont": 32, "best": 8}
+    assert run(path, "anonfolio_basic")["tlb"]["data"] == large
+    blocks = large | {"cont_bytes": 128 * K, "cont": 2, "best": 2}
+    assert run(path, "contpte")["tlb"]["data"] == blocks
+
+
 def test_calls_are_counted_as_events(write_trace, run):
     path = write_trace(
         exec_(),
