@@ -105,7 +105,7 @@ def predict(trace: Path, config: ResolvedConfig, kernel: str, setting: Setting) 
         "minflt": result["minflt"],
         "maxrss": result["memory"]["peak_rss"],
         "folios": folios,
-        "refused": result["refused"],
+        "refused": result["refused_calls"],
         "segv": result["segv"],
     }
 
