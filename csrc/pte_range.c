@@ -116,7 +116,8 @@ void vk_zap_ptes(struct vk *k)
 			run[RUN_REASON] = EXIT_OTHER;
 			return;
 		}
-		if (run[RUN_BATCH] < 2 && !run[RUN_ROOM]) {
+		/* From 6.9 a run takes two places of the gather, one for its length, and is never cut. */
+		if (run[RUN_ROOM] < (run[RUN_BATCH] == 2 ? 2 : 1)) {
 			run[RUN_REASON] = EXIT_FULL;
 			return;
 		}
@@ -132,6 +133,8 @@ void vk_zap_ptes(struct vk *k)
 		u64 nr = zap_batch(p, max);
 
 		clear_ptes(k, run[RUN_PTE], nr);
+		k->work[WORK_pte_read] += 2 * nr; /* to find the batch, and with each clear */
+		k->work[WORK_pte_write] += nr;
 		u64 unmapped = folio_remove_rmap_range(k, folio, page, nr);
 
 		int by_pmd = order && head[FOLIO_ENTIRE_MAPCOUNT];
@@ -144,8 +147,7 @@ void vk_zap_ptes(struct vk *k)
 		head[PAGE_REFCOUNT] -= (u32)nr;
 		run[RUN_PTE] += nr;
 		run[RUN_NR] -= nr;
-		if (run[RUN_BATCH] < 2)
-			run[RUN_ROOM] -= nr;
+		run[RUN_ROOM] -= run[RUN_BATCH] < 2 || nr == 1 ? nr : 2;
 		run[RUN_FOLIO] = folio;
 		/* A page-by-page zap queues a large folio even with its last page (v1 patch 6); a batch does not. */
 		if (order && unmapped && !by_pmd &&

@@ -214,7 +214,11 @@ def validate_mm(
 
 
 def validate_contiguous(k: Arena, mm: int) -> None:
-    """Blocks of the contiguous bit are whole: aligned, one folio's pages, equal but for young and dirty."""
+    """
+    Blocks of the contiguous bit are whole: aligned, accessible pages of one folio, equal but for young
+    and dirty.
+    """
+    present = k.arch.pte.present
     ignore = k.arch.pte.young.mask | k.arch.pte.dirty.mask
     step, size = 1 << k.pfn_shift, k.cont_nr << k.page_shift
     first, seen, want = 0, k.cont_nr, 0
@@ -224,9 +228,10 @@ def validate_contiguous(k: Arena, mm: int) -> None:
             pfn = pte_pfn(k, entry)
             folio = k.page[pfn * _P + PAGE_HEAD]
             inside = pfn + k.cont_nr <= folio + (1 << k.page[folio * _P + PAGE_ORDER])
-            if first % size or pfn % k.cont_nr or not inside:
+            user = entry & present.mask == present.on and not pte_special(k, entry)
+            if first % size or pfn % k.cont_nr or not inside or not user:
                 raise VmBug(
-                    f"mm {mm}: the contiguous block at {first:#x} is not aligned in a folio"
+                    f"mm {mm}: the contiguous block at {first:#x} is not aligned, accessible pages of a folio"
                 )
         if seen < k.cont_nr:
             here = first + (seen << k.page_shift)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import set_pte, set_ptes, wrprotect_ptes
+from .contpte import read_blocks, set_pte, set_ptes, wrprotect_ptes
 from .folio import add_mm_counter
 from .huge_memory import copy_huge_pmd
 from .layout import (
@@ -35,6 +35,8 @@ from .layout import (
     EV_fork_vma,
     EV_fork_vma_anon,
     PG_anon,
+    WORK_pte_read,
+    WORK_tlbi,
 )
 from .mmap import unmap_region
 from .pgtable import (
@@ -101,6 +103,7 @@ def dup_mm(k: Arena, old: int) -> int:
         return 0
     for field in (MM_START_BRK, MM_BRK):
         k.mm[mm * _M + field] = k.mm[old * _M + field]
+    k.work[WORK_tlbi] += 1  # the parent's, at the end, whether or not it lost any rights
     first, last = slots(k, old)
     for vma in list(k.vma_index[first:last]):
         base = vma * _V
@@ -153,6 +156,12 @@ def copy_page_range(k: Arena, new: int, vma: int) -> bool:
     return True
 
 
+def any_writable(k: Arena, pte: int, nr: int) -> bool:
+    """Return whether one of nr entries may be written through."""
+    write = k.arch.pte.write
+    return any(e & write.mask == write.on for e in k.phys[pte : pte + nr].tolist())
+
+
 def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
     """
     Share a run of nr entries of one table with a child (spec 5.10).
@@ -163,14 +172,16 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
     page = k.page
     write, young = k.arch.pte.write, k.arch.pte.young
     ignore = write.mask | young.mask | k.cont_bit
-    end = source + nr
+    end, looks = source + nr, 0
     while True:
         skip = k.ops.check_ptes_none(source, end - source)
         source, to = source + skip, to + skip
         if source >= end:
+            k.work[WORK_pte_read] += looks
             return
         entry = k.phys[source] & ~k.cont_bit
         if pte_special(k, entry):
+            looks += 1
             set_pte(k, to, pte_mkold(k, entry))
             source, to = source + 1, to + 1
             continue
@@ -180,6 +191,9 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
         order = page[base + PAGE_ORDER]
         most = min(folio + (1 << order) - first, end - source)
         batch = k.ops.folio_pte_batch(source, ignore, most) if most > 1 else 1
+        looks += batch
+        if k.cont_nr:
+            read_blocks(k, source, batch)
         page[base + PAGE_REFCOUNT] += batch
         if not page[base + PAGE_FLAGS] & PG_anon:
             folio_add_file_rmap(k, first, batch)
@@ -189,7 +203,8 @@ def copy_pte_range(k: Arena, mm: int, source: int, to: int, nr: int) -> None:
             continue
         folio_dup_anon_rmap_ptes(k, folio, first, batch, mm)
         add_mm_counter(k, mm, MM_ANONPAGES, batch)
-        wrprotect_ptes(k, source, batch)
+        if entry & write.mask == write.on or (batch > 1 and any_writable(k, source, batch)):
+            wrprotect_ptes(k, source, batch)
         set_ptes(k, to, pte_mkold(k, pte_wrprotect(k, entry)), batch)
         k.event[EV_fork_anon * NR_ORDERS + order] += batch
         source, to = source + batch, to + batch

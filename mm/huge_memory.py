@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import set_ptes
+from .contpte import count_work, set_ptes
 from .folio import (
     count_task_folio,
     folio_put,
@@ -227,6 +227,7 @@ def do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
         entry = pte_mkspecial(k, mk_pte(k, zero, k.vma[vma * _V + VMA_PAGE_PROT]))
         pgtable_trans_huge_deposit(k, mm, table)
         k.phys[place] = pmd_mkhuge(k, pte_mkyoung(k, entry))
+        count_work(k, write=1)
         k.event[EV_zero_page_fault * NR_ORDERS] += 1
         return 0
     return __do_huge_pmd_anonymous_page(k, vmf, place)
@@ -256,6 +257,7 @@ def map_anon_folio_pmd(k: Arena, vmf: VmFault, place: int, folio: int) -> None:
     start = vmf.address & -k.pmd_size
     folio_add_new_anon_rmap_range(k, folio, folio, 1 << order, vma, start, by_pmd=True)
     k.phys[place] = pmd_mkhuge(k, entry)
+    count_work(k, write=1)
     k.mm[mm * _M + MM_ANONPAGES] += 1 << order
     deferred_split_folio(k, folio, partially_mapped=False)
     k.vmstat[VM_thp_fault_alloc] += 1
@@ -301,6 +303,7 @@ def do_huge_pmd_wp_page(k: Arena, vmf: VmFault, place: int) -> int:
         k.page[base + PAGE_FLAGS] |= PG_exclusive
     pmd = pte_mkdirty(k, pte_mkyoung(k, pmd))
     k.phys[place] = pte_mkwrite(k, pmd) if k.vma[vma * _V + VMA_FLAGS] & VM_WRITE else pmd
+    count_work(k, read=2, write=1, tlbi=1)
     k.vmstat[VM_pgreuse] += 1
     k.event[EV_wp_reuse * NR_ORDERS] += 1
     return 0
@@ -330,12 +333,14 @@ def __split_huge_pmd(k: Arena, vma: int, place: int) -> None:
     nr = 1 << k.pmd_order
     table = pgtable_trans_huge_withdraw(k, mm)
     k.phys[place] = table << k.pfn_shift | k.arch.pte.table
+    count_work(k, read=1, write=2, tlbi=1)
     first = table << k.table_shift
     entry = pmd_to_pte(k, pmd)
     if pte_special(k, pmd):
         keep = entry & ~k.pfn_mask
         for i in range(nr):
             k.phys[first + i] = keep | k.zero_pfn << k.pfn_shift
+        count_work(k, write=nr)
     else:
         folio = pte_pfn(k, pmd)
         k.page[folio * _P + PAGE_REFCOUNT] += nr - 1
@@ -357,6 +362,7 @@ def zap_huge_pmd(k: Arena, vma: int, place: int) -> None:
     """Unmap all of what a huge entry maps; its folio is freed with its last reference."""
     mm = k.vma[vma * _V + VMA_MM]
     pmd, k.phys[place] = k.phys[place], 0
+    count_work(k, read=1, write=1)
     pte_free(k, mm, pgtable_trans_huge_withdraw(k, mm))
     if pte_special(k, pmd):
         k.event[EV_zap_anon * NR_ORDERS] += 1
@@ -395,7 +401,9 @@ def copy_huge_pmd(k: Arena, mm: int, source: int, address: int) -> bool:
         k.event[EV_fork_anon * NR_ORDERS + k.pmd_order] += nr
         pmd = pte_wrprotect(k, pmd)
         k.phys[source] = pmd
+        count_work(k, read=1, write=1)
     k.phys[place] = pte_mkold(k, pmd)
+    count_work(k, read=1, write=1)
     return True
 
 
@@ -408,6 +416,7 @@ def change_huge_pmd(k: Arena, vma: int, place: int) -> None:
     if exclusive and k.vma[base + VMA_FLAGS] & VM_WRITE:
         new = pte_mkwrite(k, new)
     k.phys[place] = new
+    count_work(k, read=1, write=2)
 
 
 def move_huge_pmd(k: Arena, mm: int, source: int, to: int) -> bool:
@@ -416,4 +425,5 @@ def move_huge_pmd(k: Arena, mm: int, source: int, to: int) -> bool:
     if not place or k.phys[place]:
         return False
     k.phys[place], k.phys[source] = k.phys[source], 0
+    count_work(k, read=1, write=2, tlbi=1)
     return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
+from .contpte import clear_full_ptes, count_work, read_ptes
 from .folio import folio_put, vma_alloc_movable_folio
 from .huge_memory import pgtable_trans_huge_deposit
 from .layout import (
@@ -131,6 +132,7 @@ def collapse_huge_page(k: Arena, mm: int, vma: int, address: int, place: int) ->
         entry = pte_mkwrite(k, entry)
     folio_add_new_anon_rmap_range(k, new, new, nr, vma, address, by_pmd=True)
     k.phys[place] = pmd_mkhuge(k, entry)
+    count_work(k, read=1, write=2, tlbi=1)  # the table was taken away before its pages were copied
     deferred_split_folio(k, new, partially_mapped=False)
     return 0
 
@@ -147,7 +149,9 @@ def copy_and_unmap(k: Arena, mm: int, first: int, new: int) -> int:
     while i < nr:
         entry = k.phys[first + i]
         if not entry or pte_special(k, entry):
-            k.phys[first + i] = 0
+            if entry:
+                count_work(k, read=2)
+                clear_full_ptes(k, first + i, 1)
             filled += 1
             i += 1
             continue
@@ -157,9 +161,11 @@ def copy_and_unmap(k: Arena, mm: int, first: int, new: int) -> int:
         if not k.config.collapse_batch:
             most = 1
         batch = k.ops.folio_pte_batch(first + i, ignore | k.cont_bit, most) if most > 1 else 1
+        count_work(k, read=batch)  # when they were isolated
+        read_ptes(k, first + i, batch)
         if k.config.phys_backing:
             k.ops.copy_pages(new + i, page, batch)
-        k.ops.clear_ptes(first + i, batch)
+        clear_full_ptes(k, first + i, batch)
         folio_remove_rmap_ptes(k, folio, page, batch, mm)
         k.page[folio * _P + PAGE_REFCOUNT] -= batch - 1
         folio_put(k, folio)

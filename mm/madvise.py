@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
+from .contpte import clear_young_dirty_ptes, read_ptes
 from .fault import fault_in
 from .khugepaged import madvise_collapse
 from .layout import (
@@ -27,6 +28,7 @@ from .layout import (
     VMA_START,
     PG_anon,
     PG_lazyfree,
+    WORK_tlbi,
 )
 from .mprotect import vma_set_flags
 from .pgtable import (
@@ -34,8 +36,6 @@ from .pgtable import (
     pmd_addr_end,
     pmd_trans_huge,
     pte_in_table,
-    pte_mkclean,
-    pte_mkold,
     pte_pfn,
     pte_special,
 )
@@ -164,6 +164,7 @@ def madvise_folio_range(k: Arena, vma: int, start: int, end: int, advice: int) -
     What is to be paged out is reclaimed at once.
     """
     mm = k.vma[vma * _V + VMA_MM]
+    aged = False
     address, place = next_pmd(k, mm, start, end)
     while place:
         stop = pmd_addr_end(k, address, end)
@@ -175,25 +176,27 @@ def madvise_folio_range(k: Arena, vma: int, start: int, end: int, advice: int) -
                 if not whole and split_folio(k, folio):
                     continue
                 if whole:
-                    age_entry(k, place, advice)
+                    clear_young_dirty_ptes(k, place, 1, clean=advice == MADV_FREE)
+                    aged = True
                 if whole and advice == MADV_FREE:
                     k.page[folio * _P + PAGE_FLAGS] |= PG_lazyfree
                 elif whole and advice == MADV_PAGEOUT:
                     shrink_folio(k, vma, place, by_pmd=True)
         else:
             pte = pte_in_table(k, pmd, address)
-            madvise_pte_range(k, vma, pte, stop - address >> k.page_shift, advice)
+            aged |= madvise_pte_range(k, vma, pte, stop - address >> k.page_shift, advice)
         address, place = next_pmd(k, mm, stop, end)
+    k.work[WORK_tlbi] += aged
 
 
-def madvise_pte_range(k: Arena, vma: int, pte: int, nr: int, advice: int) -> None:
-    """Do it for nr entries of one table."""
+def madvise_pte_range(k: Arena, vma: int, pte: int, nr: int, advice: int) -> bool:
+    """Do it for nr entries of one table; return whether any was changed."""
     young, dirty, write = (a.mask for a in (k.arch.pte.young, k.arch.pte.dirty, k.arch.pte.write))
-    end = pte + nr
+    end, aged = pte + nr, False
     while True:
         pte += k.ops.check_ptes_none(pte, end - pte)
         if pte >= end:
-            return
+            return aged
         entry = k.phys[pte]
         batch = 1
         page = pte_pfn(k, entry)
@@ -207,24 +210,19 @@ def madvise_pte_range(k: Arena, vma: int, pte: int, nr: int, advice: int) -> Non
             total = k.page[folio * _P + FOLIO_LARGE_MAPCOUNT]
             most = min(folio + (1 << order) - page, end - pte)
             batch = k.ops.folio_pte_batch(pte, young | dirty | write | k.cont_bit, most)
-            if batch < 1 << order:
-                if folio_maybe_mapped_shared(k, folio) or not split_folio(k, folio):
-                    pte += batch
-                continue
+        read_ptes(k, pte, batch)
+        if batch < 1 << order:
+            if folio_maybe_mapped_shared(k, folio) or not split_folio(k, folio):
+                pte += batch
+            continue
         if total == 1 << order or advice == MADV_FREE:  # others that map it too may write to it
-            for at in range(pte, pte + batch):
-                age_entry(k, at, advice)
+            clear_young_dirty_ptes(k, pte, batch, clean=advice == MADV_FREE)
+            aged = True
             if advice == MADV_FREE:
                 k.page[folio * _P + PAGE_FLAGS] |= PG_lazyfree
             elif advice == MADV_PAGEOUT:
                 shrink_folio(k, vma, pte)
         pte += batch
-
-
-def age_entry(k: Arena, place: int, advice: int) -> None:
-    """Make an entry old, and clean if its page may be dropped."""
-    entry = pte_mkold(k, k.phys[place])
-    k.phys[place] = pte_mkclean(k, entry) if advice == MADV_FREE else entry
 
 
 def madvise_vma_flags(k: Arena, mm: int, start: int, end: int, advice: int) -> int:

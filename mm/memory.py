@@ -16,7 +16,7 @@ from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import TASK_RECORD as _T
 from .arena import VMA_RECORD as _V
-from .contpte import ptep_clear, set_access_flags, set_pte, set_ptes
+from .contpte import ptep_clear_flush, read_ptes, set_access_flags, set_pte, set_ptes
 from .file_fault import do_fault
 from .folio import (
     VmFault,
@@ -243,7 +243,7 @@ def wp_page_copy(k: Arena, vmf: VmFault) -> int:
     if not zero and k.config.phys_backing:
         k.ops.copy_pages(new, page, 1)
     entry = pte_mkyoung(k, mk_pte(k, new, k.vma[vma * _V + VMA_PAGE_PROT]))
-    ptep_clear(k, vmf.pte)
+    ptep_clear_flush(k, vmf.pte)
     set_pte(k, vmf.pte, pte_mkwrite(k, pte_mkdirty(k, entry)))
     folio_add_new_anon_rmap_range(k, new, new, 1, vma, vmf.address)
     count_task_folio(k, 0)
@@ -363,6 +363,7 @@ def handle_pte_fault(k: Arena, vmf: VmFault, place: int) -> int:
         if not k.vma[vmf.vma * _V + VMA_FILE]:
             return do_anonymous_page(k, vmf)
         return do_fault(k, vmf)
+    read_ptes(k, vmf.pte, 1)
     if vmf.flags & FAULT_FLAG_WRITE and not pte_write(k, vmf.orig_pte):
         return do_wp_page(k, vmf)
     return spurious_fault(k, vmf.pte, vmf.flags)
@@ -372,5 +373,5 @@ def spurious_fault(k: Arena, place: int, flags: int) -> int:
     """Mark an entry that allows the access already as accessed, and dirty for a write."""
     k.event[EV_spurious_fault * NR_ORDERS] += 1
     entry = pte_mkyoung(k, k.phys[place])
-    k.phys[place] = pte_mkdirty(k, entry) if flags & FAULT_FLAG_WRITE else entry
+    set_access_flags(k, place, pte_mkdirty(k, entry) if flags & FAULT_FLAG_WRITE else entry)
     return 0

@@ -41,7 +41,7 @@ from .vma import (
     vma_unlink,
     vmas_in,
 )
-from .zap import tlb_gather_mmu, unmap_page_range
+from .zap import tlb_finish_mmu, tlb_gather_mmu, unmap_page_range
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -138,12 +138,13 @@ def unmap_region(k: Arena, mm: int, found: list[int]) -> None:
     first, last = slots(k, mm)
     floor = k.vma[k.vma_index[slot - 1] * _V + VMA_END] if slot > first else 0
     ceiling = k.vma_start[slot + len(found)] if slot + len(found) < last else 0
-    tlb_gather_mmu(k)
+    gather = tlb_gather_mmu(k)
     for vma in found:
         base = vma * _V
         unmap_page_range(k, vma, k.vma[base + VMA_START], k.vma[base + VMA_END])
     start, end = k.vma[found[0] * _V + VMA_START], k.vma[found[-1] * _V + VMA_END]
     free_pgd_range(k, mm, start, end, floor, ceiling)
+    tlb_finish_mmu(k, gather)
     for vma in reversed(found):
         vma_unlink(k, vma)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import set_pte, set_ptes, unfold_edges
+from .contpte import clear_full_ptes, ptep_clear, read_ptes, set_pte, set_ptes
 from .fault import fault_in
 from .huge_memory import change_huge_pmd
 from .layout import (
@@ -23,6 +23,8 @@ from .layout import (
     EV_mprotect_anon,
     PG_anon,
     PG_exclusive,
+    WORK_pte_write,
+    WORK_tlbi,
 )
 from .pgtable import (
     next_pmd,
@@ -107,8 +109,9 @@ def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
 
 
 def change_protection(k: Arena, vma: int) -> None:
-    """Give every entry of a VMA the protection that the VMA has now."""
+    """Give every entry of a VMA the protection that the VMA has now, with one TLB invalidation."""
     base = vma * _V
+    before = k.work[WORK_pte_write]
     mm, end = k.vma[base + VMA_MM], k.vma[base + VMA_END]
     address, place = next_pmd(k, mm, k.vma[base + VMA_START], end)
     while place:
@@ -121,6 +124,7 @@ def change_protection(k: Arena, vma: int) -> None:
             pte = pte_in_table(k, k.phys[place], address)
             change_pte_range(k, vma, pte, stop - address >> k.page_shift)
         address, place = next_pmd(k, mm, stop, end)
+    k.work[WORK_tlbi] += k.work[WORK_pte_write] != before
 
 
 def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:
@@ -171,8 +175,6 @@ def change_batch(k: Arena, vma: int, pte: int, nr: int) -> None:
     exclusive = k.page[pte_pfn(k, entry) * _P + PAGE_FLAGS] & PG_exclusive
     if exclusive and flags & VM_WRITE and not flags & VM_SHARED:
         new = pte_mkwrite(k, new)
-    if nr == 1:
-        set_pte(k, pte, new)
-        return
-    unfold_edges(k, pte, nr)
+    read_ptes(k, pte, nr)
+    clear_full_ptes(k, pte, nr)
     set_ptes(k, pte, new, nr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .arena import MM_RECORD as _M
 from .arena import VMA_RECORD as _V
-from .contpte import set_pte, unfold
+from .contpte import ptep_clear, read_ptes, set_pte, unfold
 from .huge_memory import __split_huge_pmd, move_huge_pmd
 from .layout import (
     MM_MAP_COUNT,
@@ -19,6 +19,7 @@ from .layout import (
     VMA_PGOFF,
     VMA_START,
     EV_mremap_pages,
+    WORK_tlbi,
 )
 from .mlock import populate
 from .mmap import do_munmap
@@ -191,15 +192,23 @@ def move_page_tables(k: Arena, mm: int, start: int, end: int, to: int) -> bool:
 
 
 def move_ptes(k: Arena, source: int, to: int, nr: int) -> None:
-    """Move nr entries of one table to another place."""
-    at = 0
+    """
+    Move nr entries of one table to another place, with one TLB invalidation if there were any.
+
+    SIMPLIFIED: one by one, so that blocks unfold and fold again; from 6.17 contiguous blocks move as a
+    whole, with fewer reads, writes and invalidations. The entries that come out are the same.
+    """
+    at, moved = 0, False
     while True:
         at += k.ops.check_ptes_none(source + at, nr - at)
         if at >= nr:
+            k.work[WORK_tlbi] += moved
             return
+        moved = True
+        read_ptes(k, source + at, 1)
         unfold(k, source + at)
         entry = k.phys[source + at]
-        k.phys[source + at] = 0
+        ptep_clear(k, source + at)
         set_pte(k, to + at, entry)
         k.event[EV_mremap_pages * NR_ORDERS] += 1
         at += 1

@@ -52,6 +52,8 @@ from .layout import (
     PG_anon,
     PG_exclusive,
     VM_nr_anon_pages,
+    WORK_pte_read,
+    WORK_pte_write,
 )
 from .pgtable import pte_pfn, pte_present
 
@@ -256,7 +258,7 @@ class PyRanges:
                 run[RUN_REASON] = EXIT_OTHER
                 return
             cut = run[RUN_BATCH] < 2
-            if cut and not run[RUN_ROOM]:
+            if run[RUN_ROOM] < (1 if cut else 2):
                 run[RUN_REASON] = EXIT_FULL
                 return
             order = page[folio * _P + PAGE_ORDER]
@@ -264,6 +266,8 @@ class PyRanges:
             room = run[RUN_ROOM] if cut else most
             nr = self._zap_batch(run[RUN_PTE], min(most, run[RUN_NR], room))
             self.clear_ptes(run[RUN_PTE], nr)
+            k.work[WORK_pte_read] += 2 * nr
+            k.work[WORK_pte_write] += nr
             unmapped = self.folio_remove_rmap_range(folio, first, nr)
             by_pmd = order and page[folio * _P + FOLIO_ENTIRE_MAPCOUNT]
             if k.config.mm_id and order:
@@ -274,8 +278,7 @@ class PyRanges:
             page[folio * _P + PAGE_REFCOUNT] -= nr
             run[RUN_PTE] += nr
             run[RUN_NR] -= nr
-            if cut:
-                run[RUN_ROOM] -= nr
+            run[RUN_ROOM] -= nr if cut else min(nr, 2)
             run[RUN_FOLIO] = folio
             mapped = page[folio * _P + FOLIO_NR_PAGES_MAPPED] if order else 0
             if order and unmapped and not by_pmd and (mapped or not run[RUN_BATCH]):

@@ -10,7 +10,7 @@ from .arena import AVC_RECORD as _C
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import unfold
+from .contpte import count_work, read_ptes, unfold
 from .huge_memory import __split_huge_pmd
 from .layout import (
     ANON_VMA_AVC,
@@ -138,7 +138,10 @@ def split_folio(k: Arena, folio: int, extra: int = 0) -> bool:
     mapping = words[base + PAGE_MAPPING]
     index = words[base + PAGE_INDEX] | words[base + PAGE_INDEX_HI] << 32
     for _, pte, _ in found:
+        read_ptes(k, pte, 1)
         unfold(k, pte)
+    # A migration entry takes the place of each until the folio is split; one invalidation for all.
+    count_work(k, read=2 * len(found), write=3 * len(found), tlbi=1 if found else 0)
     for i in range(1 << order):
         _make_small(k, folio + i, keep, mapping, index + i)
     for vma, pte, page in found:

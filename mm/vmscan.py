@@ -16,7 +16,7 @@ from .huge_memory import zap_huge_pmd
 from .layout import PAGE_FLAGS, PAGE_HEAD, PAGE_ORDER, VMA_MM, PG_lazyfree
 from .pgtable import pte_dirty, pte_pfn
 from .split import split_folio
-from .zap import tlb_gather_mmu, zap_pte_range
+from .zap import tlb_finish_mmu, tlb_gather_mmu, zap_pte_range
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -44,9 +44,10 @@ def shrink_folio(k: Arena, vma: int, place: int, *, by_pmd: bool = False) -> Non
         if any(pte_dirty(k, entry) for entry in k.phys[place : place + batch].tolist()):
             k.page[base + PAGE_FLAGS] &= ~PG_lazyfree
             return
+        gather = tlb_gather_mmu(k)
         if by_pmd:
             zap_huge_pmd(k, vma, place)
         else:
-            tlb_gather_mmu(k)
             zap_pte_range(k, vma, k.vma[vma * _V + VMA_MM], place, batch)
+        tlb_finish_mmu(k, gather)
         place += batch

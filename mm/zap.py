@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import filemap
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import unfold_edges
+from .contpte import count_work, read_blocks, unfold_edges
 from .folio import add_mm_counter, free_anon_folio, update_hiwater_rss
 from .huge_memory import __split_huge_pmd, zap_huge_pmd
 from .layout import (
@@ -37,6 +37,8 @@ from .layout import (
     VMA_MM,
     EV_zap_anon,
     EV_zap_file,
+    WORK_pte_write,
+    WORK_tlbi,
 )
 from .pgtable import (
     next_pmd,
@@ -65,9 +67,26 @@ def tlb_capacity(k: Arena) -> int:
     return 8 + 10000 // most * most
 
 
-def tlb_gather_mmu(k: Arena) -> None:
-    """Begin to unmap: the gather is empty."""
+def tlb_gather_mmu(k: Arena) -> int:
+    """Begin to unmap: the gather is empty. Return what tlb_finish_mmu() wants to know."""
     k.run[RUN_ROOM] = tlb_capacity(k)
+    return k.work[WORK_pte_write]
+
+
+def tlb_flush_mmu(k: Arena) -> None:
+    """Empty a gather that is full: one TLB invalidation for what it holds."""
+    k.run[RUN_ROOM] = tlb_capacity(k)
+    k.work[WORK_tlbi] += 1
+
+
+def tlb_finish_mmu(k: Arena, gather: int) -> None:
+    """
+    End a gather with a TLB invalidation if entries were written since tlb_gather_mmu().
+
+    SIMPLIFIED: one for all VMAs of the call, where arm64 has one for each unless the process ends;
+    munmap of several has fewer TLB invalidations.
+    """
+    k.work[WORK_tlbi] += k.work[WORK_pte_write] != gather
 
 
 def unmap_page_range(k: Arena, vma: int, start: int, end: int, reclaim_pt: bool = False) -> None:
@@ -103,7 +122,9 @@ def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
     batch ends where the mmu_gather is full, which mainline (6.9) does not let cut a folio. The folio
     that lost its last reference is freed at once.
     """
-    unfold_edges(k, pte, nr)
+    if k.cont_nr:
+        read_blocks(k, pte, nr)
+        unfold_edges(k, pte, nr)
     run = k.run
     run[RUN_PTE] = pte
     run[RUN_NR] = nr
@@ -124,7 +145,7 @@ def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
             if not k.page[folio * _P + PAGE_REFCOUNT]:
                 free_anon_folio(k, folio)
         elif reason == EXIT_FULL:
-            run[RUN_ROOM] = tlb_capacity(k)
+            tlb_flush_mmu(k)
         else:
             zap_other_pte(k, mm)
 
@@ -148,6 +169,7 @@ def zap_other_pte(k: Arena, mm: int) -> None:
         ignore = bits.young.mask | bits.dirty.mask | bits.write.mask | k.cont_bit
         nr = k.ops.folio_pte_batch(pte, ignore, most) if most > 1 else 1
     k.ops.clear_ptes(pte, nr)
+    count_work(k, read=2 * nr, write=nr)
     run[RUN_PTE] = pte + nr
     run[RUN_NR] -= nr
     if pte_special(k, entry):
@@ -156,7 +178,11 @@ def zap_other_pte(k: Arena, mm: int) -> None:
     k.event[EV_zap_file * NR_ORDERS] += nr
     add_mm_counter(k, mm, MM_FILEPAGES, -nr)
     folio_remove_file_rmap(k, page, nr)
-    run[RUN_ROOM] = (run[RUN_ROOM] - nr) % tlb_capacity(k)
+    places = 2 if run[RUN_BATCH] == 2 and nr > 1 else nr
+    while places > run[RUN_ROOM]:
+        places -= run[RUN_ROOM]
+        tlb_flush_mmu(k)
+    run[RUN_ROOM] -= places
     filemap.put_page(k, page, nr)
 
 
@@ -167,5 +193,6 @@ def zap_page_range(k: Arena, vma: int, start: int, end: int) -> None:
     Page tables stay, but with PT_RECLAIM those whose whole range was unmapped go.
     """
     update_hiwater_rss(k, k.vma[vma * _V + VMA_MM])
-    tlb_gather_mmu(k)
+    gather = tlb_gather_mmu(k)
     unmap_page_range(k, vma, start, end, k.config.pt_reclaim)
+    tlb_finish_mmu(k, gather)

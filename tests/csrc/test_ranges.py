@@ -40,6 +40,7 @@ def words(k):
         "page": k.page[FIRST * PAGE_RECORD : (FIRST + 1100) * PAGE_RECORD],
         "mm": k.mm[:64],
         "event": k.event[:],
+        "work": k.work[:],
         "vmstat": k.vmstat[:],
         "mthp_stat": k.mthp_stat[:],
         "tlb": k.tlb[:],

@@ -4,7 +4,7 @@
 import pytest
 from virtmm.mm import layout
 from virtmm.mm.arena import FILE_RECORD, MM_RECORD, PAGE_RECORD, VMA_RECORD
-from virtmm.mm.debug_vm import VmBug, validate, validate_buddy
+from virtmm.mm.debug_vm import VmBug, validate, validate_buddy, validate_contiguous
 from virtmm.mm.pgtable import pte_mkspecial, pte_offset_map, pte_pfn
 from virtmm.mm.vma import slots
 
@@ -153,6 +153,30 @@ BREAKAGES = {
 }
 
 
+def set_block(change):
+    """Return a breakage of all entries of the contiguous block."""
+
+    def breakage(v):
+        for page in range(16):
+            set_pte(page, change)(v)
+
+    return breakage
+
+
+CONTIGUOUS = {
+    "bit": (set_pte(3, lambda v, e: e ^ v.k.cont_bit), "breaks at"),
+    "rights": (set_pte(3, lambda v, e: e ^ v.k.arch.pte.write.mask), "breaks at"),
+    "next page": (set_pte(15, lambda v, e: e + (1 << v.k.pfn_shift)), "breaks at"),
+    "hole": (set_pte(15, lambda v, e: 0), "breaks at"),
+    "first lost": (set_pte(0, lambda v, e: e ^ v.k.cont_bit), "not aligned"),
+    "one alone": (set_pte(17, lambda v, e: e | v.k.cont_bit), "not aligned"),
+    "frame": (set_block(lambda v, e: e + (1 << v.k.pfn_shift)), "not aligned"),
+    "folio": (lambda v: v.page(v.folio, layout.PAGE_ORDER, put(3)), "not aligned"),
+    "special": (set_block(lambda v, e: pte_mkspecial(v.k, e)), "not aligned"),
+    "no access": (set_block(lambda v, e: e ^ v.k.arch.pte.present.mask), "not aligned"),
+}
+
+
 def order(v):
     return v.k.page[v.block * PAGE_RECORD + layout.PAGE_ORDER]
 
@@ -216,6 +240,22 @@ def test_what_is_broken_is_found(configure, machine_of, name):
     breakage(victim)
     with pytest.raises(VmBug, match=message):
         validate(victim.k)
+
+
+@pytest.mark.parametrize("name", CONTIGUOUS)
+def test_a_contiguous_block_that_is_broken_is_found(configure, machine_of, name):
+    breakage, message = CONTIGUOUS[name]
+    victim = Victim(machine_of(configure("arm64-anonfolio-4k", "ARM64_CONTPTE=y")))
+    breakage(victim)
+    with pytest.raises(VmBug, match=message):
+        validate_contiguous(victim.k, victim.mm)
+
+
+def test_young_and_dirty_may_differ_in_a_contiguous_block(configure, machine_of):
+    victim = Victim(machine_of(configure("arm64-anonfolio-4k", "ARM64_CONTPTE=y")))
+    marks = victim.k.arch.pte.young.mask | victim.k.arch.pte.dirty.mask
+    set_pte(3, lambda v, e: e ^ marks)(victim)
+    validate(victim.k)
 
 
 def test_a_machine_with_debug_vm_looks_after_each_call(configure, machine_of):

@@ -62,6 +62,15 @@ SERIES = [
     Flavour("arm64", "exefolio"),
     Flavour("arm64", "exefolio", c_ranges="n", knobs=_ALWAYS),
     Flavour("arm64", "exefolio", ("16k",), knobs=_ALWAYS),
+    *(
+        Flavour("arm64", "contpte", (*pages, f"contpte-{step}"), c, _ALWAYS, memory, share=share)
+        for pages, c, memory, share in (
+            ((), "y", 64, 6),
+            (("16k",), "n", 256, 2),
+            (("64k",), "y", 1024, 1),
+        )
+        for step in ("basic", "batch", "fold")
+    ),
     Flavour("arm64", "baseline_4k"),
     Flavour("x86", "baseline_4k", c_ranges="n"),
     Flavour("x86", "baseline_4k"),
@@ -76,6 +85,16 @@ MAINLINE = [
     Flavour("arm64", "linux-7.3", memory_mb=32, share=16),
     Flavour("arm64", "linux-7.3", memory_mb=32, c_ranges="n", share=4),
     Flavour("arm64", "linux-7.3", memory_mb=16, knobs=("mem=4M",), share=12, tight=True),
+    Flavour("arm64", "linux-7.3", ("contpte-basic",), memory_mb=32, share=4),
+    Flavour(
+        "arm64",
+        "linux-6.12",
+        ("contpte-batch",),
+        memory_mb=16,
+        knobs=("mem=4M",),
+        share=4,
+        tight=True,
+    ),
     Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=4),
     Flavour("x86", "linux-7.3", memory_mb=32, share=4),
     Flavour("riscv", "linux-7.3", memory_mb=32, c_ranges="n", share=3),

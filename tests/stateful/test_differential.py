@@ -23,9 +23,13 @@ PAIRS = [
     Flavour("arm64", "anonfolio_basic", ("16k",), knobs=_ALWAYS, share=9),
     Flavour("arm64", "anonfolio_basic", ("64k",), knobs=_ALWAYS, memory_mb=1024, share=2),
     Flavour("arm64", "exefolio", knobs=_ALWAYS, share=9),
+    Flavour("arm64", "contpte", ("contpte-basic",), knobs=_ALWAYS, share=9),
+    Flavour("arm64", "contpte", ("16k", "contpte-batch"), knobs=_ALWAYS, memory_mb=256, share=3),
+    Flavour("arm64", "contpte", ("64k", "contpte-fold"), knobs=_ALWAYS, memory_mb=1024, share=2),
     Flavour("x86", "baseline_4k", share=9),
     Flavour("arm64", "linux-6.12", memory_mb=32, share=3),
     Flavour("arm64", "linux-7.3", memory_mb=32, share=4),
+    Flavour("arm64", "linux-6.12", ("contpte-basic",), memory_mb=32, share=3),
     Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=1),
     Flavour("x86", "linux-7.3", memory_mb=32, share=2),
     Flavour("riscv", "linux-7.3", memory_mb=32, share=2),
@@ -63,6 +67,7 @@ def alike(flavour, sets, steps):
             first, second = (driver.m.digest() for driver in pair)
             assert first == second, f"after {call}"
             assert pair[0].m.events() == pair[1].m.events()
+            assert pair[0].m.work() == pair[1].m.work(), f"after {call}"
     finally:
         for driver in pair:
             driver.close()
@@ -99,7 +104,15 @@ def answers(flavour, config, steps):
             if call[0] != "fork" or len(driver.spaces) < 4:
                 driver.step(*call)
         m = driver.m
-        seen = [m.digest(), m.events(), m.vmstat(), m.hugepages(), m.memory(), m.processes()]
+        seen = [
+            m.digest(),
+            m.events(),
+            m.work(),
+            m.vmstat(),
+            m.hugepages(),
+            m.memory(),
+            m.processes(),
+        ]
         maps = [list(m.mapped_pages(pid, 0, m.task_size)) for pid in sorted(driver.spaces)]
         return json.dumps([seen, maps])
     finally:
