@@ -429,8 +429,10 @@ def scenario_config(
 @scenario.command("run")
 @click.argument("files", nargs=-1, required=True, type=TRACE)
 @scenario_options
+@click.option("--work", is_flag=True, help="Add the page-table work of each command.")
 def scenario_run(
     files: tuple[Path, ...],
+    work: bool,
     arch: str,
     defconfig: str,
     fragments: tuple[str, ...],
@@ -443,7 +445,8 @@ def scenario_run(
     check_settings(config, [])
     load_core_of(config)  # once, not in every worker
     with ProcessPoolExecutor() as pool:
-        for answer in pool.map(run_scenario, files, [config] * len(files), chunksize=4):
+        settings = [config] * len(files), [work] * len(files)
+        for answer in pool.map(run_scenario, files, *settings, chunksize=4):
             click.echo(json.dumps(answer))
 
 

@@ -189,9 +189,13 @@ def _describe(page: MappedPage, numbers: dict[int, int]) -> str:
     return f"{text} cont" if page.cont else text
 
 
-def run(path: Path, config: ResolvedConfig) -> dict[str, Any]:
+def run(path: Path, config: ResolvedConfig, work: bool = False) -> dict[str, Any]:
     """
     Return the answer of a kernel to a scenario, as spec/scenario.md has it, with "scenario": its name.
+
+    Args:
+        work: add "work": for each command that did any, its line and the counters of WORK
+            (csrc/arena.def) that it moved. No real kernel answers that.
 
     Raises:
         ScenarioError: the file is not in the language.
@@ -201,9 +205,14 @@ def run(path: Path, config: ResolvedConfig) -> dict[str, Any]:
         for size in machine.sizes():
             machine.set(size, "never")
         scenario = Run(machine, path)
+        moved = []
         for command in parse(path, machine.page_size):
+            before = machine.work()
             scenario.execute(command)
-        return {
+            done = {k: n - before[k] for k, n in machine.work().items() if n != before[k]}
+            if done:
+                moved.append({"line": command.line, **done})
+        answer: dict[str, Any] = {
             "scenario": path.stem,
             "release": f"virtmm-{config.get('COST_RELEASE')}",
             "machine": machine.uname_machine,
@@ -211,3 +220,4 @@ def run(path: Path, config: ResolvedConfig) -> dict[str, Any]:
             "observations": scenario.observations,
             "steps": scenario.steps,
         }
+        return {**answer, "work": moved} if work else answer
