@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import clear_full_ptes, ptep_clear, read_ptes, set_pte, set_ptes
+from .contpte import clear_full_ptes, read_ptes, set_ptes
 from .fault import fault_in
 from .huge_memory import change_huge_pmd
 from .layout import (
