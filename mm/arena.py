@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..arch.params import ArchParams, Geometry
     from .fault_inject import FaultInjection
+    from .policy import Ladder
 
 _WORDS = {a.name: a.words for a in layout.ARRAYS}
 PAGE_RECORD = int(_WORDS["page"])
@@ -29,6 +30,7 @@ AVC_RECORD = int(_WORDS["avc"])
 ANON_VMA_RECORD = int(_WORDS["anon_vma"])
 TASK_RECORD = int(_WORDS["task"])
 FILE_RECORD = int(_WORDS["file"])
+VMA_LOG_RECORD = int(_WORDS["vma_log"])
 
 
 class RangeOps(Protocol):
@@ -164,6 +166,7 @@ class Arena:
     Attributes:
         page … run: the arrays of csrc/arena.def.
         ops: loops over them.
+        ladder: how folio sizes are chosen (policy.py).
         levels: (bit where the index starts, mask of the index) of every table level above the last;
             upper_levels are those above the PMD's.
         table_shift: log2 of the entries that fit a table of one page; a table's first entry is
@@ -194,6 +197,7 @@ class Arena:
     work: memoryview
     refused: memoryview
     tlb: memoryview
+    vma_log: memoryview
     run: memoryview
     config: Config
     arch: ArchParams
@@ -202,6 +206,7 @@ class Arena:
     inject: FaultInjection | None = None
     shrinkers: list[Callable[[Arena], bool]] = field(default_factory=list)
     ops: RangeOps = field(init=False)
+    ladder: Ladder = field(init=False)
     page_shift: int = field(init=False)
     page_size: int = field(init=False)
     page_mask: int = field(init=False)

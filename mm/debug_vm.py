@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .arena import FILE_RECORD as _F
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
+from .arena import VMA_LOG_RECORD as _L
 from .arena import VMA_RECORD as _V
 from .layout import (
     FILE_CACHE,
@@ -25,12 +26,15 @@ from .layout import (
     FOLIO_MM0,
     FOLIO_MM1,
     FOLIO_NR_PAGES_MAPPED,
+    LOG_FAULTS,
     MM_ANONPAGES,
     MM_FILEPAGES,
     MM_HUGE_PTE,
     MM_PGD,
     MM_PGTABLES,
     MM_USERS,
+    NR_ORDERS,
+    NR_REFUSED,
     PAGE_FLAGS,
     PAGE_HEAD,
     PAGE_INDEX,
@@ -41,8 +45,10 @@ from .layout import (
     PAGE_ORDER,
     PAGE_REFCOUNT,
     SLAB_FILE,
+    REFUSED_FAULTS,
     SLAB_MM,
     VMA_END,
+    VMA_FAULTS,
     VMA_MM,
     VMA_START,
     ZONE_ANON,
@@ -56,6 +62,7 @@ from .layout import (
     ZONE_SPLIT_QUEUE,
     ZONE_SPLIT_QUEUE_LEN,
     ZONE_TABLE,
+    ZONE_VMA_LOG,
     PG_anon,
     PG_buddy,
     PG_deferred,
@@ -69,6 +76,7 @@ from .layout import (
     VM_nr_page_table_pages,
 )
 from .pgtable import pmd_trans_huge, pte_pfn, pte_present, pte_special, walk_page_table
+from .refused import NR_COUNTS
 from .vma import slots, vma_lookup
 
 if TYPE_CHECKING:
@@ -136,9 +144,24 @@ def validate(k: Arena) -> None:
     partly = validate_pages(k, mapped, entire, free, owners)
     validate_split_queue(k)
     validate_cache(k)
+    validate_refused(k)
     for folio in partly:
         queued = k.page[folio * _P + PAGE_FLAGS] & PG_deferred
         _check(bool(queued), f"folio {folio:#x} is mapped in part, not queued")
+
+
+def validate_refused(k: Arena) -> None:
+    """Why VMAs got no larger folios, those that are gone included, adds up to the machine's counts."""
+    sums = [0] * NR_COUNTS
+    for mm in live_mms(k):
+        for vma in k.vma_index[slice(*slots(k, mm))]:
+            first = vma * _V + VMA_FAULTS
+            sums = [a + b for a, b in zip(sums, k.vma[first : first + NR_COUNTS], strict=True)]
+    for record in range(k.zone[ZONE_VMA_LOG] + 1):
+        first = record * _L + LOG_FAULTS
+        sums = [a + b for a, b in zip(sums, k.vma_log[first : first + NR_COUNTS], strict=True)]
+    counted = [k.refused[REFUSED_FAULTS], *k.refused[: NR_REFUSED * NR_ORDERS : NR_ORDERS]]
+    _check(sums == counted, f"VMAs' refused orders are {sums}, counted {counted}")
 
 
 def validate_vmas(k: Arena, mm: int) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .arena import MM_RECORD as _M
@@ -39,6 +39,8 @@ class VmFault:
         flags: FAULT_FLAG_* bits.
         pte: place of the page's entry.
         orig_pte: what was there when the fault began.
+        choice: order that a user's policy chose before there was a page table; -1 = not asked yet.
+        why: order -> REFUSED_*: what an order that was looked at lacked.
     """
 
     vma: int
@@ -47,6 +49,8 @@ class VmFault:
     flags: int
     pte: int = 0
     orig_pte: int = 0
+    choice: int = -1
+    why: dict[int, int] = field(default_factory=dict)
 
 
 def add_mm_counter(k: Arena, mm: int, counter: int, nr: int) -> None:

@@ -29,6 +29,8 @@ from .layout import (
     PAGE_FLAGS,
     PAGE_NEXT,
     PAGE_REFCOUNT,
+    REFUSED_ALLOC,
+    REFUSED_CHARGE,
     VMA_END,
     VMA_FLAGS,
     VMA_MM,
@@ -109,10 +111,12 @@ def hugepage_vma_check(k: Arena, vma: int) -> bool:
     Mirrors: mm/huge_memory.c hugepage_vma_check(smaps=false, in_pf=true, enforce_sysfs=true),
     v6.4: the VMA's size and alignment are not looked at.
     """
-    if not k.config.transparent_hugepage:
-        return False
-    flags = k.vma[vma * _V + VMA_FLAGS]
-    if flags & VM_NOHUGEPAGE:
+    return thp_eligible(k, k.vma[vma * _V + VMA_FLAGS])
+
+
+def thp_eligible(k: Arena, flags: int) -> bool:
+    """Return whether policy would give a PMD-sized folio to a VMA with these VM_* flags (v6.4)."""
+    if not k.config.transparent_hugepage or flags & VM_NOHUGEPAGE:
         return False
     if k.knobs.enabled == "always":
         return True
@@ -126,13 +130,21 @@ def thp_vma_allowable_orders(k: Arena, vma: int, orders: int) -> int:
     Mirrors: thp_vma_allowable_orders(in fault, enforce sysfs), v6.12. A kernel of the series has
     one size, the PMD's, ruled by the top-level file alone.
     """
-    if not k.config.transparent_hugepage:
+    return thp_allowable_orders(k, k.vma[vma * _V + VMA_FLAGS], orders)
+
+
+def thp_allowable_orders(k: Arena, flags: int, orders: int) -> int:
+    """
+    Return those of a mask of orders that policy allows a VMA with these VM_* flags.
+
+    A user's policy is asked itself, whatever sysfs says; only MADV_NOHUGEPAGE is stronger.
+    """
+    if not k.config.transparent_hugepage or flags & VM_NOHUGEPAGE:
         return 0
+    if k.ladder.by_user:
+        return orders
     if k.config.policy != "mthp":
-        return orders & 1 << k.pmd_order if hugepage_vma_check(k, vma) else 0
-    flags = k.vma[vma * _V + VMA_FLAGS]
-    if flags & VM_NOHUGEPAGE:
-        return 0
+        return orders & 1 << k.pmd_order if thp_eligible(k, flags) else 0
     knobs = k.knobs
     mask = knobs.always
     if flags & VM_HUGEPAGE:
@@ -235,7 +247,7 @@ def do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
 
 def __do_huge_pmd_anonymous_page(k: Arena, vmf: VmFault, place: int) -> int:
     """Map a new PMD-sized folio where ``place`` is none."""
-    folio = vma_alloc_anon_folio_pmd(k, vmf.vma, vmf.address)
+    folio = vma_alloc_anon_folio_pmd(k, vmf.vma, vmf.address, vmf.why)
     if not folio:
         return VM_FAULT_FALLBACK
     table = pte_alloc_one(k, vmf.mm)
@@ -266,15 +278,22 @@ def map_anon_folio_pmd(k: Arena, vmf: VmFault, place: int, folio: int) -> None:
     count_task_folio(k, order)
 
 
-def vma_alloc_anon_folio_pmd(k: Arena, vma: int, address: int) -> int:
-    """Return a charged, zeroed PMD-sized folio; 0, with the counters moved, when it cannot be had."""
+def vma_alloc_anon_folio_pmd(k: Arena, vma: int, address: int, why: dict[int, int]) -> int:
+    """
+    Return a charged, zeroed PMD-sized folio; 0, with the counters moved, when it cannot be had.
+
+    Args:
+        why: order -> REFUSED_*; what was the matter is added.
+    """
     order = k.pmd_order
     folio = vma_alloc_zeroed_movable_folio(k, address, order, thp_direct_reclaim(k, vma))
     if folio and not mem_cgroup_charge(k):
         folio_put(k, folio)
         folio = 0
+        why[order] = REFUSED_CHARGE
         k.mthp_stat[MTHP_anon_fault_fallback_charge * NR_ORDERS + order] += 1
     if not folio:
+        why.setdefault(order, REFUSED_ALLOC)
         k.vmstat[VM_thp_fault_fallback] += 1
         k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1
     return folio
@@ -311,7 +330,7 @@ def do_huge_pmd_wp_page(k: Arena, vmf: VmFault, place: int) -> int:
 
 def do_huge_zero_wp_pmd(k: Arena, vmf: VmFault, place: int) -> int:
     """Put a new folio in the place of the huge zero folio, whatever the size's knob says now (6.13)."""
-    folio = vma_alloc_anon_folio_pmd(k, vmf.vma, vmf.address)
+    folio = vma_alloc_anon_folio_pmd(k, vmf.vma, vmf.address, vmf.why)
     if not folio:
         __split_huge_pmd(k, vmf.vma, place)
         return VM_FAULT_FALLBACK

@@ -30,16 +30,11 @@ from .folio import (
 from .huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_wp_page,
-    highest_order,
     thp_direct_reclaim,
     thp_vma_allowable_orders,
     thp_vma_suitable_order,
 )
-from .large_anon_folio import (
-    calc_anon_folio_order_alloc,
-    max_anon_folio_order,
-    try_vma_alloc_movable_folio,
-)
+from .large_anon_folio import calc_anon_folio_orders_alloc, check_ptes_free
 from .layout import (
     FOLIO_LARGE_MAPCOUNT,
     MM_ANONPAGES,
@@ -49,6 +44,10 @@ from .layout import (
     PAGE_HEAD,
     PAGE_ORDER,
     PAGE_REFCOUNT,
+    REFUSED_ALLOC,
+    REFUSED_CHARGE,
+    REFUSED_NOT_ENABLED,
+    REFUSED_POPULATED,
     TASK_MINFLT,
     VMA_FILE,
     VMA_FLAGS,
@@ -84,6 +83,8 @@ from .pgtable import (
     pte_special,
     pte_write,
 )
+from .policy import TVA_FALLBACK, TVA_PAGEFAULT, up_to
+from .refused import count_refused
 from .rmap import (
     folio_add_new_anon_rmap_range,
     folio_maybe_mapped_shared,
@@ -113,10 +114,7 @@ def do_anonymous_page(k: Arena, vmf: VmFault) -> int:
         return 0
     if not vma_prepare_anon(k, vma):
         return VM_FAULT_OOM
-    if k.config.policy == "mthp":
-        folio = alloc_anon_folio(k, vmf)
-    else:
-        folio = alloc_anon_folio_v1(k, vmf)
+    folio = alloc_anon_folio(k, vmf)
     if folio <= 0:
         return -folio  # VM_FAULT_OOM, or 0: the fault was overtaken
     order = k.page[folio * _P + PAGE_ORDER]
@@ -136,85 +134,63 @@ def do_anonymous_page(k: Arena, vmf: VmFault) -> int:
     return 0
 
 
-def alloc_anon_folio_v1(k: Arena, vmf: VmFault) -> int:
-    """
-    Return a folio for an empty block around a write fault; -VM_FAULT_OOM, or 0 when overtaken
-    (patch 10, spec 1.10).
-
-    A block that somebody populated between the estimate and the lock is tried again one order
-    smaller. A failed charge is VM_FAULT_OOM: v1 does not fall back there.
-    """
-    order = max_anon_folio_order(k, vmf.vma)
-    while True:
-        order = calc_anon_folio_order_alloc(k, vmf, order) if order > 1 else 0
-        folio = try_vma_alloc_movable_folio(k, vmf.address, order, zeroed=True)
-        if not folio:
-            return -VM_FAULT_OOM
-        order = k.page[folio * _P + PAGE_ORDER]
-        if not mem_cgroup_charge(k):
-            folio_put(k, folio)
-            return -VM_FAULT_OOM
-        if still_none(k, vmf, order):
-            return folio
-        folio_put(k, folio)
-        if k.phys[vmf.pte]:
-            return 0
-        order -= 1
-
-
 def alloc_anon_folio(k: Arena, vmf: VmFault) -> int:
     """
-    Return a folio for an empty block around a write fault; -VM_FAULT_OOM, or 0 when overtaken
-    (v6.12, spec 5.5).
+    Return a zeroed, charged folio for a free block around a write fault; -VM_FAULT_OOM, or 0 when
+    overtaken.
 
-    The largest enabled order whose aligned block lies in the VMA and maps nothing; when it cannot
-    be allocated or charged the next lower enabled one, at last one page. What the block's edge or
-    a populated entry refuse is not counted as a fallback.
+    The kernel's ladder (policy.py) chooses one of the orders that fit, and again when its allocation
+    fails. A failed charge is an allocation that failed in mainline (v6.10, spec 5.5) and
+    VM_FAULT_OOM in the series (spec 1.10). When somebody populated the block behind our back the
+    page is left to the next fault; v1 tries a smaller block at once. What an edge or a populated
+    entry refuse is not counted as a fallback.
     """
-    orders = thp_vma_allowable_orders(k, vmf.vma, (1 << k.pmd_order) - 4)
-    while orders:
-        order = highest_order(orders)
-        if thp_vma_suitable_order(k, vmf.vma, vmf.address, order) and pte_range_none(k, vmf, order):
-            break
-        orders &= ~(1 << order)
-    reclaim = thp_direct_reclaim(k, vmf.vma)
-    while orders:
-        order = highest_order(orders)
-        folio = vma_alloc_zeroed_movable_folio(k, vmf.address, order, reclaim)
-        if folio and not mem_cgroup_charge(k):
-            k.mthp_stat[MTHP_anon_fault_fallback_charge * NR_ORDERS + order] += 1
-            folio_put(k, folio)
-            folio = 0
-        if folio:
-            break
-        k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1
-        orders &= ~(1 << order)
+    vma, address, get_order = vmf.vma, vmf.address, k.ladder.thp_get_order
+    wanted = k.ladder.wanted(k, k.vma[vma * _V + VMA_FLAGS])
+    orders = calc_anon_folio_orders_alloc(k, vmf, wanted) | 1
+    if 0 <= vmf.choice < k.pmd_order:
+        order = vmf.choice
     else:
-        order = 0
-        folio = vma_alloc_zeroed_movable_folio(k, vmf.address, 0)
-        if folio and not mem_cgroup_charge(k):
+        order = get_order(
+            k, vma, address, TVA_FALLBACK if vmf.choice > 0 else TVA_PAGEFAULT, orders
+        )
+    v1 = k.config.policy == "v1"
+    reclaim = v1 or thp_direct_reclaim(k, vma)
+    while True:
+        folio = vma_alloc_zeroed_movable_folio(k, address, order, reclaim or not order)
+        if folio and mem_cgroup_charge(k):
+            if still_free(k, vmf, order):
+                count_refused(k, vmf, order)
+                return folio
             folio_put(k, folio)
-            folio = 0
-        if not folio:
+            if not v1 or k.phys[vmf.pte] != vmf.orig_pte:
+                return 0
+            vmf.why[order] = REFUSED_POPULATED
+            orders = calc_anon_folio_orders_alloc(k, vmf, orders & (1 << order) - 2) | 1
+            order = get_order(k, vma, address, TVA_PAGEFAULT, orders)
+            continue
+        if folio:
+            folio_put(k, folio)
+            if k.config.policy != "mthp" or not order:
+                return -VM_FAULT_OOM
+            k.mthp_stat[MTHP_anon_fault_fallback_charge * NR_ORDERS + order] += 1
+        elif not order:
             return -VM_FAULT_OOM
-    if still_none(k, vmf, order):
-        return folio
-    folio_put(k, folio)
-    return 0
+        vmf.why[order] = REFUSED_CHARGE if folio else REFUSED_ALLOC
+        k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1
+        orders &= (1 << order) - 1
+        order = get_order(k, vma, address, TVA_FALLBACK, orders)
 
 
-def pte_range_none(k: Arena, vmf: VmFault, order: int) -> bool:
-    """Return whether the aligned block of an order around the fault maps nothing."""
-    nr = 1 << order
-    index = (vmf.address >> k.page_shift) & (nr - 1)
-    return k.ops.check_ptes_none(vmf.pte - index, nr) == nr
-
-
-def still_none(k: Arena, vmf: VmFault, order: int) -> bool:
-    """Return whether the block is still empty under the lock; only an injected race says no."""
+def still_free(k: Arena, vmf: VmFault, order: int) -> bool:
+    """Return whether the block is still free under the lock; only an injected race says no."""
     if k.inject is not None:
         k.inject.populate_behind(k, vmf, order)
-    return pte_range_none(k, vmf, order) if order else not k.phys[vmf.pte]
+    if not order:
+        return k.phys[vmf.pte] == vmf.orig_pte
+    nr = 1 << order
+    index = (vmf.address >> k.page_shift) & (nr - 1)
+    return check_ptes_free(k, vmf, vmf.pte - index, nr) == nr
 
 
 def wp_page_copy(k: Arena, vmf: VmFault) -> int:
@@ -330,11 +306,8 @@ def __handle_mm_fault(k: Arena, vma: int, address: int, flags: int) -> int:
     vmf = VmFault(vma, mm, address & k.page_mask, flags)
     pmd = k.phys[place]
     anonymous = not k.vma[vma * _V + VMA_FILE]
-    if not pmd and anonymous and thp_vma_allowable_orders(k, vma, 1 << k.pmd_order):
-        fits = thp_vma_suitable_order(k, vma, address, k.pmd_order)
-        if fits and not vma_prepare_anon(k, vma):
-            return VM_FAULT_OOM
-        error = do_huge_pmd_anonymous_page(k, vmf, place) if fits else VM_FAULT_FALLBACK
+    if not pmd and anonymous:
+        error = create_huge_pmd(k, vmf, place)
         if error != VM_FAULT_FALLBACK:
             return error
     elif pmd_trans_huge(k, pmd):
@@ -346,6 +319,31 @@ def __handle_mm_fault(k: Arena, vma: int, address: int, flags: int) -> int:
         if error != VM_FAULT_FALLBACK:
             return error
     return handle_pte_fault(k, vmf, place)
+
+
+def create_huge_pmd(k: Arena, vmf: VmFault, place: int) -> int:
+    """
+    Serve a fault on an empty PMD slot by a huge page if the VMA may have one and it fits; else
+    VM_FAULT_FALLBACK.
+    """
+    order = k.pmd_order
+    if not thp_vma_allowable_orders(k, vmf.vma, 1 << order):
+        return VM_FAULT_FALLBACK
+    if not thp_vma_suitable_order(k, vmf.vma, vmf.address, order):
+        return VM_FAULT_FALLBACK
+    if k.ladder.by_user:
+        # The slot is empty and the block lies in the VMA: so it is with every smaller one.
+        orders = up_to(order) if vmf.flags & FAULT_FLAG_WRITE else 1 << order
+        vmf.choice = k.ladder.thp_get_order(k, vmf.vma, vmf.address, TVA_PAGEFAULT, orders | 1)
+        if vmf.choice != order:
+            vmf.why[order] = REFUSED_NOT_ENABLED
+            return VM_FAULT_FALLBACK
+    if not vma_prepare_anon(k, vmf.vma):
+        return VM_FAULT_OOM
+    error = do_huge_pmd_anonymous_page(k, vmf, place)
+    if not error and vmf.flags & FAULT_FLAG_WRITE:
+        count_refused(k, vmf, order)
+    return error
 
 
 def handle_pte_fault(k: Arena, vmf: VmFault, place: int) -> int:

@@ -24,6 +24,7 @@ from .layout import (
 from .mlock import populate
 from .mmap import do_munmap
 from .pgtable import next_pmd, pmd_addr_end, pmd_trans_huge, pte_alloc_map, pte_in_table
+from .refused import move_refused
 from .rmap import anon_vma_clone
 from .vm_flags import EFAULT, EINVAL, ENOMEM, MREMAP_DONTUNMAP, MREMAP_FIXED, VM_LOCKED, VM_SHARED
 from .vma import (
@@ -154,6 +155,8 @@ def _move(
         error = do_munmap(k, mm, to, new_len)
         assert back and not error, "the source's tables are there, the new VMA goes as a whole"
         return -ENOMEM
+    if old_len == k.vma[base + VMA_END] - k.vma[base + VMA_START]:
+        move_refused(k, vma, new)
     if old_len and not flags & MREMAP_DONTUNMAP:  # nothing of old: a second view of shared memory
         error = do_munmap(k, mm, address, old_len)
         assert not error, "a move leaves room for the VMAs that its munmap splits"

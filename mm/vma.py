@@ -29,6 +29,7 @@ from .layout import (
     VMA_START,
 )
 from .pgtable import vm_get_page_prot
+from .refused import log_refused, move_refused
 from .rmap import anon_vma_chain_is_singular, anon_vma_clone, anon_vma_prepare, unlink_anon_vmas
 from .slab import slab_alloc, slab_free
 from .vm_flags import VM_ACCESS_FLAGS, VM_DONTEXPAND
@@ -122,6 +123,7 @@ def vm_area_alloc(
 def vm_area_free(k: Arena, vma: int) -> None:
     """Free a VMA that is in no set: its links to anon_vmas, its hold on the file, its record."""
     unlink_anon_vmas(k, vma)
+    log_refused(k, vma)
     file = k.vma[vma * _V + VMA_FILE]
     slab_free(k, SLAB_VMA, k.vma, _V, vma)
     if file:
@@ -217,6 +219,7 @@ def _absorb(k: Arena, vma: int, upper: int) -> None:
     if not k.vma[vma * _V + VMA_ANON_VMA] and k.vma[upper * _V + VMA_ANON_VMA]:
         k.vma[vma * _V + VMA_ANON_VMA] = k.vma[upper * _V + VMA_ANON_VMA]
         anon_vma_clone(k, vma, upper)
+    move_refused(k, upper, vma)
     end = k.vma[upper * _V + VMA_END]
     vma_unlink(k, upper)
     k.vma[vma * _V + VMA_END] = end

@@ -16,6 +16,7 @@ from virtmm.knobs import KnobSet
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, Arena, Config
 from virtmm.mm.page_alloc import init_zone
+from virtmm.mm.policy import ladder_of
 from virtmm.mm.ranges import PyRanges
 from virtmm.mm.split import deferred_split_scan
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from virtmm.mm.arena import RangeOps
     from virtmm.mm.fault_inject import FaultInjection
+    from virtmm.policy import Policy
 
 # Records of the tables that do not grow with memory. Only what is touched costs anything.
 _COUNTS = {
@@ -35,8 +37,11 @@ _COUNTS = {
     "nr_tasks": 1 << 16,
     "nr_files": 1 << 16,
     "nr_cache": 1 << 32,
+    "nr_vma_logs": 1 << 20,
 }
 _MAP_NORESERVE = 0x4000
+#: Arrays that are no part of a machine's state.
+_DIAGNOSTICS = ("run", "work", "refused", "vma_log", "tlb")
 _POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
 
 
@@ -125,12 +130,22 @@ def check_settings(
     machine_config(config, mem)
 
 
+def check_policy(config: ResolvedConfig, policy: Policy) -> None:
+    """Raise ConfigError when a kernel has no choice of folio sizes that a policy could make."""
+    if not ladder_of(machine_config(config)).large:
+        raise ConfigError(
+            f"{policy.path}: this kernel maps base pages and asks no policy; "
+            "choose one with large folios, anonfolio_basic or linux-7.3 for instance"
+        )
+
+
 def boot(
     config: ResolvedConfig,
     settings: Sequence[str] = (),
     *,
     arch_dir: Path | None = None,
     inject: FaultInjection | None = None,
+    policy: Policy | None = None,
 ) -> Booted:
     """
     Return a booted arena for a configuration.
@@ -139,9 +154,10 @@ def boot(
         settings: run-time knobs and boot parameters, ``NAME=VALUE`` (knobs.py).
         arch_dir: folder of an architecture outside the tree.
         inject: failures to make happen; needs CONFIG_FAULT_INJECTION.
+        policy: chooses folio sizes in the place of the configuration's ANON_POLICY.
 
     Raises:
-        ConfigError, ArchError, BuildError, BootError: what is wrong and the next step.
+        ConfigError, ArchError, BuildError, BootError, PolicyError: what is wrong and the next step.
     """
     if inject is not None and not config.get("FAULT_INJECTION"):
         raise ConfigError(
@@ -151,6 +167,8 @@ def boot(
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
     knobs, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
     mm_config = machine_config(config, mem)
+    if policy is not None:
+        check_policy(config, policy)
     core = kbuild.load_core(config, arch) if config.get("C_RANGES", True) else None
     counts = {**_COUNTS, "nr_pages": mm_config.nr_pages, "PAGE_WORDS": 1 << geometry.page_shift - 3}
     spans, size = _spans(counts)
@@ -169,6 +187,7 @@ def boot(
     }
     arena = Arena(**views, config=mm_config, arch=arch, geometry=geometry, knobs=knobs)
     arena.inject = inject
+    arena.ladder = policy.ladder() if policy else ladder_of(mm_config)
     booted = Booted(arena, core, memory)
     if core is None:
         arena.ops = PyRanges(arena)
@@ -227,8 +246,8 @@ def digest(k: Arena) -> str:
     Return a hash of the machine's whole state: two runs that did the same leave the same digest.
 
     Page contents count for page tables, and with PHYS_BACKING for every page in use. The registers of
-    the last zap (``run``) are scratch, and ``work``, ``refused`` and ``tlb`` say how it came about: they
-    do not count.
+    the last zap (``run``) are scratch, and ``work``, ``refused``, ``vma_log`` and ``tlb`` say how it
+    came about: they do not count.
     """
     h = hashlib.sha256()
     used = k.zone[layout.ZONE_FRONTIER]
@@ -242,7 +261,7 @@ def digest(k: Arena) -> str:
     }
     for a in layout.ARRAYS:
         view = getattr(k, a.name)
-        if a.name in ("phys", "run", "work", "refused", "tlb", "vma_start", "vma_index"):
+        if a.name in _DIAGNOSTICS or a.name in ("phys", "vma_start", "vma_index"):
             continue
         if a.name == "page":
             view = view[: used * PAGE_RECORD]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtmm import boot as boot_stage
 from virtmm.knobs import KnobSet
 from virtmm.mm import filemap, fork, layout, mmap, mprotect, mremap
-from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD
+from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD, VMA_LOG_RECORD, VMA_RECORD
 from virtmm.mm.contpte import pte_cont
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.fault import access, fault_in
@@ -22,10 +22,13 @@ from virtmm.mm.layout import NR_ORDERS
 from virtmm.mm.madvise import do_madvise
 from virtmm.mm.mlock import do_mlock
 from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special, walk_page_table
+from virtmm.mm.policy import VMA_KINDS, vma_kind
+from virtmm.mm.refused import REASONS
 from virtmm.mm.rmap import page_mapcount
 from virtmm.mm.slab import slab_alloc, slab_free
 from virtmm.mm.tlb import tlb_reach
 from virtmm.mm.vm_flags import MAP_LOCKED, MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
+from virtmm.mm.vma import slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from virtmm.kconfig import ResolvedConfig
     from virtmm.mm.fault_inject import FaultInjection
+    from virtmm.policy import Policy
 
 CLONE_VM = 0x100
 ENOMEM = 12
@@ -51,6 +55,28 @@ class Process(NamedTuple):
     minflt: int
     maxrss: int
     folios: dict[int, int]
+
+
+class RefusedMapping(NamedTuple):
+    """
+    An anonymous mapping, there or gone, whose faults got smaller folios than it may have.
+
+    Attributes:
+        pid: its process; 0 for the sum of all that the log had no room for.
+        execs: programs that the process had started before.
+        start, end: addresses when it was last seen.
+        kind: "heap", "stack" or "anon".
+        faults: write faults on fresh memory.
+        refused: reason -> of them got less than the largest order it may have.
+    """
+
+    pid: int
+    execs: int
+    start: int
+    end: int
+    kind: str
+    faults: int
+    refused: dict[str, int]
 
 
 class MappedPage(NamedTuple):
@@ -90,9 +116,12 @@ class Machine:
         *,
         arch_dir: Path | None = None,
         inject: FaultInjection | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.config = config
-        self._booted = boot_stage.boot(config, settings, arch_dir=arch_dir, inject=inject)
+        self._booted = boot_stage.boot(
+            config, settings, arch_dir=arch_dir, inject=inject, policy=policy
+        )
         self.k = self._booted.arena
         self._knobs = KnobSet.of(config, self.k.pmd_order)
         core = self._booted.core
@@ -157,6 +186,7 @@ class Machine:
         self._update_maxrss(k.current, old)
         k.task[k.current * TASK_RECORD + layout.TASK_MM] = mm
         self._leave(old)
+        k.task[k.current * TASK_RECORD + layout.TASK_EXECS] += 1
         return self._done(0)
 
     def exit(self, pid: int) -> None:
@@ -421,6 +451,35 @@ class Machine:
                 found[f"hugepages-{self.page_size << order >> 10}kB"] = counts
         return found
 
+    def refusals(self) -> dict[str, dict[str, int]]:
+        """Return reason -> {order: write faults on fresh memory that were refused it}, zeroes left out."""
+        found = {}
+        for number, reason in enumerate(REASONS):
+            counts = self.k.refused[number * NR_ORDERS : (number + 1) * NR_ORDERS].tolist()
+            found[reason] = {str(o): n for o, n in enumerate(counts) if o and n}
+        return found
+
+    def refused_mappings(self) -> list[RefusedMapping]:
+        """Return the mappings that were refused something, the one that lost most first."""
+        k, found = self.k, []
+        for record in range(k.zone[layout.ZONE_VMA_LOG] + 1):
+            words = k.vma_log[record * VMA_LOG_RECORD : (record + 1) * VMA_LOG_RECORD].tolist()
+            kind = VMA_KINDS[words[layout.LOG_KIND]]
+            found.append(_refused_mapping(words, kind, words[layout.LOG_FAULTS :]))
+        seen = set()
+        for pid, task in self._tasks.items():
+            mm, execs = (
+                k.task[task * TASK_RECORD + f] for f in (layout.TASK_MM, layout.TASK_EXECS)
+            )
+            if mm in seen:
+                continue
+            seen.add(mm)
+            for vma in k.vma_index[slice(*slots(k, mm))]:
+                words = k.vma[vma * VMA_RECORD : (vma + 1) * VMA_RECORD].tolist()
+                place = [pid, execs, words[layout.VMA_START], words[layout.VMA_END]]
+                found.append(_refused_mapping(place, vma_kind(k, vma), words[layout.VMA_FAULTS :]))
+        return sorted((m for m in found if m.refused), key=lambda m: -sum(m.refused.values()))
+
     def memory(self) -> dict[str, int]:
         """Return the memory figures in bytes: the peak of all memory, its parts, and page tables."""
         zone = self.k.zone
@@ -471,6 +530,12 @@ class Machine:
         base = self._mm(pid) * MM_RECORD
         pages = self.k.mm[base + layout.MM_ANONPAGES] + self.k.mm[base + layout.MM_FILEPAGES]
         return pages * self.page_size
+
+
+def _refused_mapping(place: list[int], kind: str, counts: list[int]) -> RefusedMapping:
+    refused = {reason: n for reason, n in zip(REASONS, counts[1:], strict=False) if n}
+    pid, execs, start, end = place[:4]
+    return RefusedMapping(pid, execs, start, end, kind, counts[0], refused)
 
 
 def is_oom(error: int) -> bool:

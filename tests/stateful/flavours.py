@@ -71,6 +71,13 @@ SERIES = [
         )
         for step in ("basic", "batch", "fold")
     ),
+    Flavour("arm64", "anonfolio_basic", ("v2",), share=6),
+    Flavour("arm64", "anonfolio_basic", ("16k", "v2-simple"), knobs=_ALWAYS, share=4),
+    Flavour(
+        "arm64", "anonfolio_basic", ("v3",), memory_mb=16, knobs=("mem=4M",), share=6, tight=True
+    ),
+    Flavour("arm64", "anonfolio_basic", ("16k", "v3"), knobs=_ALWAYS, share=4),
+    Flavour("arm64", "anonfolio_basic", ("v5",), c_ranges="n", knobs=_ALWAYS, share=4),
     Flavour("arm64", "baseline_4k"),
     Flavour("x86", "baseline_4k", c_ranges="n"),
     Flavour("x86", "baseline_4k"),

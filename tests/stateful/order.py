@@ -34,10 +34,30 @@ def allowed_orders(driver, vma, page):
     """Return the orders that policy allows a page, largest first."""
     if not driver.mthp:
         huge = [driver.k.pmd_order] if hugepage_vma_check(driver.k, vma) else []
-        return [*huge, *range(max_anon_folio_order(driver.k, vma), 1, -1)]
+        return [*huge, *ladder(driver.k, vma, page.huge)]
     top = driver.knobs["enabled"]
     inherit = top == "always" or (page.huge == 1 and top == "madvise")
     wanted = {"always": True, "madvise": page.huge == 1, "inherit": inherit, "never": False}
     states = [driver.knobs[name] for name in driver.m.sizes()]
     orders = [order for order, state in enumerate(states, 2) if wanted[state]]
     return orders[::-1] if page.huge != -1 else []
+
+
+def ladder(k, vma, hint):
+    """Return the orders below the PMD's that a kernel of the series tries in a VMA, largest first."""
+    policy, preferred = k.config.policy, max_anon_folio_order(k, vma)
+    if policy == "base":
+        return []
+    if policy in ("v1", "v2"):
+        return list(range(preferred, 1, -1))
+    if policy == "v2_simple":
+        return [preferred] if preferred > 1 else []
+    if hint == -1:
+        return []
+    if policy == "v5":
+        return [3]
+    if k.knobs.enabled == "never":
+        return []
+    if not hugepage_vma_check(k, vma):
+        return {4096: [4, 3], 16384: [2], 65536: []}[k.page_size]
+    return {4096: [4, 3], 16384: [7, 3], 65536: [5, 3]}[k.page_size]
