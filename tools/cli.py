@@ -22,6 +22,7 @@ from virtmm.tools.predict.show import render as render_prediction
 from virtmm.tools.replay.replay import replay as run_replay
 from virtmm.tools.report.cost import CostError
 from virtmm.tools.report.table import FORMATS, ReportError, render
+from virtmm.tools.report.why import render_why
 from virtmm.tools.scenario.parse import ScenarioError
 from virtmm.tools.scenario.parse import parse as parse_scenario
 from virtmm.tools.scenario.run import run as run_scenario
@@ -32,14 +33,16 @@ from virtmm.tools.trace.record import record as run_record
 from virtmm.tools.trace.schema import TraceError
 
 import virtmm
-from virtmm.boot import BootError, check_settings
+from virtmm.boot import BootError, check_policy, check_settings
 from virtmm.kbuild import BuildError, load_core_of
 from virtmm.kconfig import ArchError, ConfigError, defconfigs, host_arch, resolve
+from virtmm.policy import PolicyError, load_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from virtmm.kconfig import ResolvedConfig
+    from virtmm.policy import Policy
 
 ERRORS = (
     ArchError,
@@ -47,6 +50,7 @@ ERRORS = (
     BuildError,
     ConfigError,
     CostError,
+    PolicyError,
     RealError,
     ReportError,
     ScenarioError,
@@ -169,6 +173,34 @@ def own_knobs(
     return [k for k in knobs if not re.match(r"(hugepages-)?\d+kB|thp_anon=", k)]
 
 
+def kernel_config(arch: str, name: str, symbols: list[str]) -> ResolvedConfig:
+    """Return the kernel of a name in a list of kernels, NAME or NAME+FRAGMENT+…, as replay calls it."""
+    defconfig, *fragments = [name] if Path(name).exists() else name.split("+")
+    return resolve(arch, defconfig, fragments, symbols)
+
+
+def own_policies(configs: Mapping[str, ResolvedConfig], policy: Policy | None) -> dict[str, Policy]:
+    """
+    Return the policy of each kernel that asks one: those with large folios.
+
+    Raises:
+        ConfigError: there is a policy, and no kernel asks it.
+    """
+    if policy is None:
+        return {}
+    asking = {n: policy for n, c in configs.items() if not c.get("ANON_POLICY_BASE")}
+    for name, config in configs.items():
+        if name in asking or not asking:
+            check_policy(config, policy)
+    return asking
+
+
+def check_why(why: bool, fmt: str) -> None:
+    """Refuse --why where there is no place for it."""
+    if why and fmt == "csv":
+        raise click.UsageError("--why is not for csv: it is text or md, and always part of json")
+
+
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(virtmm.__version__, prog_name="virtmm")
 def main() -> None:
@@ -211,6 +243,19 @@ format_option = click.option(
     show_default=True,
     help="text and md are tables; json and csv have the figures unrounded.",
 )
+policy_option = click.option(
+    "--policy",
+    "policy_file",
+    type=TRACE,
+    metavar="FILE.py",
+    help="Ask thp_get_order() of this file for the size of each folio (Documentation/policies.md), "
+    "in every kernel with large folios.",
+)
+why_option = click.option(
+    "--why",
+    is_flag=True,
+    help="Say below the table why faults got no larger folios (text and md; json has it always).",
+)
 arch_option = click.option(
     "--arch",
     default="arm64",
@@ -236,6 +281,8 @@ arch_option = click.option(
     help="Fragment on top of it (64k, debug), or a path; may be repeated.",
 )
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help=SET_HELP)
+@policy_option
+@why_option
 @format_option
 @click.option("-o", "--output", type=TRACE, help=OUTPUT_HELP)
 def replay(
@@ -244,18 +291,29 @@ def replay(
     defconfig: str,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
+    policy_file: Path | None,
+    why: bool,
     fmt: str,
     output: Path | None,
 ) -> None:
     """Replay TRACE under one kernel. --format json gives every counter."""
     check_output(output, [trace])
+    check_why(why, fmt)
+    policy = load_policy(policy_file) if policy_file else None
     symbols, knobs = split_sets(sets)
     config = resolve(arch, defconfig, fragments, symbols)
     check_settings(config, knobs)
+    if policy:
+        check_policy(config, policy)
     name = "+".join((defconfig, *fragments))
     with TraceReader(trace) as reader, progress_bar(reader.num_events) as show:
-        result = run_replay(reader, config, name, knobs, progress=lambda done: show(name, done))
-    write(json.dumps(result, indent=1) if fmt == "json" else render([result], fmt), output)
+        result = run_replay(
+            reader, config, name, knobs, policy=policy, progress=lambda done: show(name, done)
+        )
+    text = json.dumps(result, indent=1) if fmt == "json" else render([result], fmt)
+    if why and fmt != "json":
+        text += "\n" + render_why([result], fmt, mappings=True)
+    write(text, output)
 
 
 @main.command()
@@ -264,10 +322,12 @@ def replay(
 @click.option(
     "--kernels",
     metavar="NAME,NAME...",
-    help="Named kernels, comma separated, the first is the baseline; default: "
-    "all of the architecture.",
+    help="Named kernels, comma separated, the first is the baseline, with fragments as in "
+    "anonfolio_basic+v2; default: all of the architecture.",
 )
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help=SET_HELP)
+@policy_option
+@why_option
 @format_option
 @click.option("-o", "--output", type=TRACE, help=OUTPUT_HELP)
 def compare(
@@ -275,19 +335,24 @@ def compare(
     arch: str,
     kernels: str | None,
     sets: tuple[str, ...],
+    policy_file: Path | None,
+    why: bool,
     fmt: str,
     output: Path | None,
 ) -> None:
     """Replay each TRACE under each kernel and print what it would have cost: one table."""
     # Whatever is wrong is found before anything is compiled or replayed.
     check_output(output, traces)
+    check_why(why, fmt)
+    policy = load_policy(policy_file) if policy_file else None
     symbols, knobs = split_sets(sets)
     names = defconfigs(arch) if kernels is None else [n.strip() for n in kernels.split(",")]
-    configs = {name: resolve(arch, name, sets=symbols) for name in names}
+    configs = {name: kernel_config(arch, name, symbols) for name in names}
     settings = {
         name: own_knobs(config, knobs, configs.values()) for name, config in configs.items()
     }
     not_booted = without_memory(configs, settings)
+    policies = own_policies(configs, policy)
     total = 0
     for trace in traces:
         with TraceReader(trace) as reader:
@@ -307,9 +372,21 @@ def compare(
                     show(what, done + n)
 
                 with TraceReader(trace) as reader:
-                    results.append(run_replay(reader, config, name, settings[name], progress=moved))
+                    results.append(
+                        run_replay(
+                            reader,
+                            config,
+                            name,
+                            settings[name],
+                            policy=policies.get(name),
+                            progress=moved,
+                        )
+                    )
                     done += reader.num_events
-    write(render(results, fmt, not_booted=not_booted), output)
+    text = render(results, fmt, not_booted=not_booted)
+    if why and fmt != "json":
+        text += "\n" + render_why(results, fmt)
+    write(text, output)
 
 
 def without_memory(
@@ -428,25 +505,31 @@ def scenario_config(
 
 @scenario.command("run")
 @click.argument("files", nargs=-1, required=True, type=TRACE)
+@policy_option
 @scenario_options
 @click.option("--work", is_flag=True, help="Add the page-table work of each command.")
 def scenario_run(
     files: tuple[Path, ...],
     work: bool,
+    policy_file: Path | None,
     arch: str,
     defconfig: str,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
 ) -> None:
     """Print the kernel's answer to each scenario file: one JSON object a line."""
+    policy = load_policy(policy_file) if policy_file else None
     config = scenario_config(arch, defconfig, fragments, sets)
+    if policy:
+        check_policy(config, policy)
     for file in files:  # refuse a bad scenario before any is run
         parse_scenario(file, 1 << int(config["PAGE_SHIFT"]))
     check_settings(config, [])
     load_core_of(config)  # once, not in every worker
     with ProcessPoolExecutor() as pool:
-        settings = [config] * len(files), [work] * len(files)
-        for answer in pool.map(run_scenario, files, *settings, chunksize=4):
+        many = len(files)
+        given = [config] * many, [policy] * many, [work] * many
+        for answer in pool.map(run_scenario, files, *given, chunksize=4):
             click.echo(json.dumps(answer))
 
 

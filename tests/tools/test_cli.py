@@ -16,7 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from virtmm.tools import cli
 from virtmm.tools.report.result import check_result
 from virtmm.tools.trace.format import TraceWriter
@@ -39,27 +38,6 @@ def make_trace(path, pages=32):
 @pytest.fixture
 def trace(tmp_path):
     return make_trace(tmp_path / "small.parquet")
-
-
-@pytest.fixture
-def virtmm():
-    """Return a function that runs the command in this process: arguments -> click's result."""
-
-    def run(*args, env=None):
-        return CliRunner().invoke(cli.main, [str(a) for a in args], env=env, prog_name="virtmm")
-
-    return run
-
-
-@pytest.fixture
-def no_work(monkeypatch):
-    """Make replaying and compiling fail the test."""
-
-    def work(*args, **kw):
-        raise AssertionError("work was begun")
-
-    monkeypatch.setattr(cli, "run_replay", work)
-    monkeypatch.setattr("virtmm.kbuild.load_core", work)
 
 
 def refused(result, *words):

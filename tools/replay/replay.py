@@ -33,6 +33,7 @@ from virtmm.tools.trace.schema import (
 import virtmm
 from virtmm import topdir
 from virtmm.machine import CLONE_VM, Machine, is_oom
+from virtmm.policy import PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from virtmm.tools.trace.schema import Row
 
     from virtmm.kconfig import ResolvedConfig
+    from virtmm.policy import Policy
 
 _PROT_WRITE = 2
 _MAP_FIXED = 0x10
@@ -52,6 +54,9 @@ _STACK_GROWS = 8 << 20
 #: Advice that takes memory away, so that it must not reach beyond what it was given for:
 #: DONTNEED FREE REMOVE DONTFORK WIPEONFORK COLD PAGEOUT DONTNEED_LOCKED
 _DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 10, 18, 20, 21, 24))
+
+#: Mappings that a result lists, those that lost most.
+MOST_MAPPINGS = 100
 
 SIMPLIFIED = (
     "file pages are always cached; their faults are minor, contents zero",
@@ -76,6 +81,7 @@ class Replay:
 
     Attributes:
         spaces: pid -> the process's address space in both layouts; empty when pages are equal.
+        programs: (pid, programs it had started before) -> the command that it ran then.
         segv: accesses that the virtual kernel refused.
         row: the event that is being replayed, counted from 0 as trace files are.
         refused: memory calls that it refused and the recorded kernel had not.
@@ -88,6 +94,8 @@ class Replay:
     row: int = 0
     spaces: dict[int, AddressSpace] = field(default_factory=dict)
     commands: dict[int, str] = field(default_factory=dict)
+    programs: dict[tuple[int, int], str] = field(default_factory=dict)
+    _execs: dict[int, int] = field(default_factory=dict)
     _stacks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     _starting: dict[int, int] = field(default_factory=dict)  # exec still maps: the last object
     _files: dict[int, int] = field(default_factory=dict)
@@ -298,7 +306,7 @@ class Replay:
                 "the trace misses its exit: record again"
             )
         self._check(self.machine.fork(pid, child, flags & CLONE_VM))
-        self.commands[child] = self.commands.get(pid, "")
+        self.commands[child] = self.programs[child, 0] = self.commands.get(pid, "")
         if self.relayout:
             space = self.spaces[pid]
             self.spaces[child] = space if flags & CLONE_VM else space.copy()
@@ -311,6 +319,8 @@ class Replay:
         self._stacks.pop(pid, None)
         self._starting[pid] = 0
         self.commands[pid] = Path(self.reader.files[event[11]].path).name
+        self._execs[pid] = self._execs.get(pid, 0) + 1
+        self.programs[pid, self._execs[pid]] = self.commands[pid]
         if self.relayout:
             machine = self.machine
             self.spaces[pid] = AddressSpace(
@@ -322,6 +332,7 @@ class Replay:
             self._fill_stack(event[1])
         self.machine.exit(event[1])
         self.spaces.pop(event[1], None)
+        self._execs.pop(event[1], None)
 
 
 def replay(
@@ -331,6 +342,7 @@ def replay(
     settings: Sequence[str] = (),
     *,
     arch_dir: Path | None = None,
+    policy: Policy | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """
@@ -339,13 +351,15 @@ def replay(
     Args:
         kernel: what to call the configuration.
         settings: run-time knobs, ``NAME=VALUE``.
+        policy: chooses folio sizes in the place of the configuration's ANON_POLICY.
         progress: called now and then with the number of events done.
 
     Raises:
-        TraceError, ConfigError, BuildError, ArchError, BootError, CostError: what, where, next step.
+        TraceError, ConfigError, BuildError, ArchError, BootError, CostError, PolicyError: what, where,
+            next step.
     """
     folder = arch_dir or topdir() / "arch" / config.arch
-    with Machine(config, settings, arch_dir=arch_dir) as machine:
+    with Machine(config, settings, arch_dir=arch_dir, policy=policy) as machine:
         costs = load_costs(folder, machine.page_size, str(config["COST_RELEASE"]))
         run = Replay(machine, reader)
         oom = None
@@ -353,7 +367,12 @@ def replay(
             run.run(progress)
         except OutOfMemoryError:
             oom = _out_of_memory(run)
-        return {**_identity(run, kernel, settings, costs), **_figures(run, costs), "oom": oom}
+        except PolicyError as e:
+            raise PolicyError(f"{reader.path}: row {run.row}: {e}") from e
+        identity = _identity(run, kernel, settings, costs)
+        if policy is not None:
+            identity["policy"] = {"file": policy.path.name, "hash": policy.hash}
+        return {**identity, **_figures(run, costs), "oom": oom}
 
 
 def _out_of_memory(run: Replay) -> dict[str, Any]:
@@ -425,6 +444,19 @@ def _figures(run: Replay, costs: CostTable) -> dict[str, Any]:
         "tlb": machine.tlb(),
         "vmstat": machine.vmstat(),
         "hugepages": machine.hugepages(),
+        "refused_orders": machine.refusals(),
+        "refused_mappings": [
+            {
+                "pid": m.pid,
+                "command": run.programs.get((m.pid, m.execs), ""),
+                "start": m.start,
+                "end": m.end,
+                "kind": m.kind,
+                "faults": m.faults,
+                "refused": m.refused,
+            }
+            for m in machine.refused_mappings()[:MOST_MAPPINGS]
+        ],
         "processes": [
             {
                 "pid": p.pid,

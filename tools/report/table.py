@@ -163,6 +163,8 @@ def _json(rows: Sequence[Row], not_booted: Mapping[str, str]) -> str:
                 "instructions_change_percent": row.instructions_change,
                 "cost_table": row.result.cost_table,
                 "folios": {str(order): n for order, n in row.result.folios.items()},
+                "refused_orders": row.result.raw.get("refused_orders", {}),
+                "policy": row.result.raw.get("policy"),
                 "memory": dict(row.result.memory),
                 "peak_change_percent": row.peak_change,
                 "tlb": {kind: dict(counts) for kind, counts in row.result.tlb.items()},
@@ -284,6 +286,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
                 f"{name}: {r.refused_calls} memory calls refused that the recorded kernel granted"
             )
         knobs = " ".join(r.raw.get("settings", ()))
+        if r.raw.get("policy"):
+            knobs = ", ".join(filter(None, (knobs, f"folio sizes by {r.raw['policy']['file']}")))
         if knobs and r.kernel not in settings.setdefault(knobs, []):
             settings[knobs].append(r.kernel)
         kernels = tables.setdefault(r.cost_table, [])

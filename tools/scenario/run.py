@@ -16,6 +16,7 @@ from virtmm.tools.scenario.parse import (
 
 from virtmm.kconfig import ConfigError
 from virtmm.machine import Machine
+from virtmm.policy import PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from virtmm.kconfig import ResolvedConfig
     from virtmm.machine import MappedPage
+    from virtmm.policy import Policy
 
 _MAP_FLAGS = 0x100000 | 0x4000  # MAP_FIXED_NOREPLACE, MAP_NORESERVE
 _MREMAP_MAYMOVE_FIXED = 3
@@ -58,7 +60,10 @@ class Run:
     def execute(self, command: Command) -> None:
         """Carry out one command."""
         handler: Callable[..., None] = getattr(self, f"_{command.name}")
-        handler(command.line, *command.words)
+        try:
+            handler(command.line, *command.words)
+        except PolicyError as e:
+            raise PolicyError(f"{self.path}:{command.line}: {e}") from None
 
     def _set(self, line: int, knob: str, value: str) -> None:
         try:
@@ -189,19 +194,23 @@ def _describe(page: MappedPage, numbers: dict[int, int]) -> str:
     return f"{text} cont" if page.cont else text
 
 
-def run(path: Path, config: ResolvedConfig, work: bool = False) -> dict[str, Any]:
+def run(
+    path: Path, config: ResolvedConfig, policy: Policy | None = None, work: bool = False
+) -> dict[str, Any]:
     """
     Return the answer of a kernel to a scenario, as spec/scenario.md has it, with "scenario": its name.
 
     Args:
+        policy: chooses folio sizes in the place of the kernel.
         work: add "work": for each command that did any, its line and the counters of WORK
             (csrc/arena.def) that it moved. No real kernel answers that.
 
     Raises:
         ScenarioError: the file is not in the language.
+        PolicyError: the policy failed.
         ConfigError, BuildError, ArchError, BootError: the kernel cannot be had.
     """
-    with Machine(config, _INITIAL) as machine:
+    with Machine(config, _INITIAL, policy=policy) as machine:
         for size in machine.sizes():
             machine.set(size, "never")
         scenario = Run(machine, path)
