@@ -55,10 +55,10 @@ class Driver:
 
     steps = 0
 
-    def __init__(self, config, settings=(), tight=False):
+    def __init__(self, config, settings=(), tight=False, policy=None):
         self.inject = FaultInjection()
         self.tight = tight
-        self.m = Machine(config, settings, inject=self.inject)
+        self.m = Machine(config, settings, inject=self.inject, policy=policy)
         self.k = k = self.m.k
         pmd = k.pmd_shift - k.page_shift
         above = k.levels[-2][0] - k.page_shift

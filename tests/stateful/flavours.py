@@ -4,8 +4,10 @@
 import functools
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from virtmm.kconfig import resolve
+from virtmm.policy import Policy
 
 _TIMES = {"default": 1, "ci": 4, "expensive": 50}
 
@@ -19,6 +21,7 @@ class Flavour:
         share: random programs of a default run.
         hypothesis: programs of a default run that hypothesis makes up.
         tight: memory is too small for the programs: the shrinker runs, allocations fail.
+        policy: chooses folio sizes in the kernel's place.
     """
 
     arch: str
@@ -30,10 +33,11 @@ class Flavour:
     share: int = 12
     hypothesis: int = 10
     tight: bool = False
+    policy: Policy | None = None
 
     def __str__(self):
         parts = (self.arch, self.defconfig, *self.fragments, "c" if self.c_ranges == "y" else "py")
-        return "-".join((*parts, *(("tight",) if self.tight else ())))
+        return "-".join((*parts, *("tight",) * self.tight, *("policy",) * bool(self.policy)))
 
     @property
     def mthp(self):
@@ -53,6 +57,13 @@ def _config(flavour, sets):
     return resolve(flavour.arch, flavour.defconfig, flavour.fragments, sets)
 
 
+# Any of the orders that fit, and the same ones each time.
+_ANY = """
+def thp_get_order(vma, address, tva_type, orders):
+    fit = [order for order in range(orders.bit_length()) if orders >> order & 1]
+    return fit[(address * 7 + tva_type >> 12) % len(fit)]
+"""
+_POLICY = Policy(Path("any.py"), _ANY, "")
 _ALWAYS = ("enabled=always",)
 SERIES = [
     Flavour("arm64", "anonfolio_basic"),
@@ -91,6 +102,8 @@ MAINLINE = [
     Flavour("arm64", "linux-6.12", memory_mb=32, share=8),
     Flavour("arm64", "linux-7.3", memory_mb=32, share=16),
     Flavour("arm64", "linux-7.3", memory_mb=32, c_ranges="n", share=4),
+    Flavour("arm64", "linux-7.3", memory_mb=32, share=6, policy=_POLICY),
+    Flavour("powerpc", "linux-6.12", memory_mb=16, share=20, tight=True, policy=_POLICY),
     Flavour("arm64", "linux-7.3", memory_mb=16, knobs=("mem=4M",), share=12, tight=True),
     Flavour("arm64", "linux-7.3", ("contpte-basic",), memory_mb=32, share=4),
     Flavour(

@@ -10,11 +10,11 @@ from virtmm.mm.vma import vma_lookup
 
 
 def expected_order(driver, pid, p):
-    """Return the order; None when it is no write to anonymous memory that maps nothing."""
+    """Return the order; None for no write to fresh anonymous memory, and for what a policy chooses."""
     k, mm = driver.k, driver.mm(pid)
     vma = vma_lookup(k, mm, driver.address(p))
     base = vma * VMA_RECORD
-    if not vma or k.vma[base + layout.VMA_FILE] or driver.leaf(pid, p)[0]:
+    if not vma or k.vma[base + layout.VMA_FILE] or driver.leaf(pid, p)[0] or k.ladder.by_user:
         return None
     low, high = (k.vma[base + f] >> k.page_shift for f in (layout.VMA_START, layout.VMA_END))
     place = pmd_offset(k, mm, driver.address(p))

@@ -96,7 +96,7 @@ def test_debug_vm_changes_nothing(flavour):
 
 def answers(flavour, config, steps):
     """Return all that a program leaves to see, as one text."""
-    driver = Driver(config, flavour.knobs, flavour.tight)
+    driver = Driver(config, flavour.knobs, flavour.tight, flavour.policy)
     try:
         for failure, call in steps:
             if failure:

@@ -26,7 +26,7 @@ def program(flavour, config, kinds):
     class Program(RuleBasedStateMachine):
         @initialize(knobs=kinds.knobs, first=kinds.fill)
         def boot(self, knobs, first):
-            self.driver = Driver(config, flavour.knobs, flavour.tight)
+            self.driver = Driver(config, flavour.knobs, flavour.tight, flavour.policy)
             for knob in knobs:
                 self.driver.step(*knob)
             self.driver.step(*first)

@@ -130,7 +130,7 @@ def program(rng, mthp=False, tight=False):
 
 def run(flavour, config, calls):
     """Run a program with every check after every call; return what went wrong, or None."""
-    driver = Driver(config, flavour.knobs, flavour.tight)
+    driver = Driver(config, flavour.knobs, flavour.tight, flavour.policy)
     try:
         for failure, call in calls:
             if call[0] == "fork" and len(driver.spaces) > 3:

@@ -64,6 +64,7 @@ def result(kernel: str = "baseline_4k", trace: str = "gcc", **changes: Any) -> d
 BASE = result()
 LARGE = result(
     "anonfolio_basic",
+    refused_orders={"edge": {"4": 2}},
     minflt=22341,
     instructions={"total": 612345678},
     folios={"4": 2041, "0": 4123, "2": 12},
@@ -140,6 +141,8 @@ def test_json_has_the_full_figures():
         "instructions_change_percent": -24.62,
         "cost_table": "arm64 4K 6.12",
         "folios": {"0": 4123, "2": 12, "4": 2041},
+        "refused_orders": {"edge": {"4": 2}},
+        "policy": None,
         "memory": {"peak": 63 << 20, "max_page_tables": 1 << 20},
         "peak_change_percent": 3.28,
         "tlb": {
