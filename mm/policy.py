@@ -14,7 +14,8 @@ rules of its own (huge_memory.py). Built in are
     v5           3                                   next lower
     mthp         enabled for the VMA                 next lower
 
-each with one page at its end and the largest that fits at its top (spec 1.3, 1.10, 1.11, 5.5).
+each with one page at its end and the largest that fits at its top (spec 1.3, 1.10, 1.11, 5.5). What
+v2 prefers is v1's maximum for the VMA.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _v1(k: Arena, flags: int) -> int:
 
 
 def _v2_simple(k: Arena, flags: int) -> int:
-    return up_to(anon_folio_order_max(k, flags), lowest=anon_folio_order_max(k, flags))
+    return only(anon_folio_order_max(k, flags))
 
 
 def _v3(k: Arena, flags: int) -> int:
@@ -102,10 +103,15 @@ def _v3(k: Arena, flags: int) -> int:
     order = max(k.config.thp_order_max, PAGE_ALLOC_COSTLY_ORDER)
     if not thp_eligible(k, flags):
         order = min(order, max(_SHIFT_64K - k.page_shift, 0))
-    return up_to(order, lowest=order) | up_to(min(order, 3), lowest=min(order, 3))
+    return only(order) | only(min(order, PAGE_ALLOC_COSTLY_ORDER))
 
 
 def _v5(_k: Arena, flags: int) -> int:
+    """
+    Order 3, whatever the architecture and THP's setting are.
+
+    SIMPLIFIED: on all page sizes; what v5 did without the hint on pages of 16K and 64K is not known.
+    """
     return 0 if flags & VM_NOHUGEPAGE else 1 << PAGE_ALLOC_COSTLY_ORDER
 
 
@@ -113,9 +119,14 @@ def _enabled(k: Arena, flags: int) -> int:
     return thp_allowable_orders(k, flags, up_to(k.pmd_order - 1))
 
 
-def up_to(order: int, lowest: int = 2) -> int:
-    """Return the mask of the orders lowest … order; 0 and 1 are no large folios."""
-    return (2 << order) - (1 << max(lowest, 2)) if order >= max(lowest, 2) else 0
+def up_to(order: int) -> int:
+    """Return the mask of the orders 2 … order; 0 and 1 are no large folios."""
+    return (2 << order) - 4 if order > 1 else 0
+
+
+def only(order: int) -> int:
+    """Return the mask of one order; empty for 0 and 1."""
+    return 1 << order if order > 1 else 0
 
 
 # Which of them is taken
@@ -220,12 +231,12 @@ def user_ladder(function: Callable[[VmaView, int, int, int], object], name: str)
         except (Exception, SystemExit) as e:
             inside = e.__traceback__ and e.__traceback__.tb_next
             where = f"{name}:{inside.tb_lineno}" if inside else name
-            raise PolicyError(f"{where}: {describe(e)}; {at(k, address, orders)}") from e
+            raise PolicyError(f"{where}: {describe(e)}; {asked_at(k, address, orders)}") from e
         if type(order) is int and order >= 0 and orders >> order & 1:
             return order
         raise PolicyError(
             f"{name}: thp_get_order() answered {order!r}, which is none of the orders that fit; "
-            + at(k, address, orders)
+            + asked_at(k, address, orders)
         )
 
     def wanted(k: Arena, flags: int) -> int:
@@ -239,7 +250,7 @@ def describe(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def at(k: Arena, address: int, orders: int) -> str:
+def asked_at(k: Arena, address: int, orders: int) -> str:
     """Return where a policy was asked, for an error."""
     fit = ", ".join(str(o) for o in range(orders.bit_length()) if orders >> o & 1)
     pid = k.task[k.current * _T + TASK_PID]

@@ -15,8 +15,9 @@ it, and go to a log when it is unmapped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from .arena import MM_RECORD as _M
 from .arena import TASK_RECORD as _T
 from .arena import VMA_LOG_RECORD as _L
 from .arena import VMA_RECORD as _V
@@ -29,18 +30,23 @@ from .layout import (
     LOG_KIND,
     LOG_PID,
     LOG_START,
+    MAX_MAP_COUNT,
+    MM_MAP_COUNT,
     NR_ORDERS,
     NR_REFUSED,
     REFUSED_EDGE,
     REFUSED_FAULTS,
     REFUSED_NOT_ENABLED,
     REFUSED_POPULATED,
+    SLAB_TASK,
     TASK_EXECS,
+    TASK_MM,
     TASK_PID,
     VMA_END,
     VMA_FAULTS,
     VMA_FLAGS,
     VMA_START,
+    ZONE_SLAB,
     ZONE_VMA_LOG,
 )
 from .policy import VMA_KINDS, vma_kind, wanted_by_anyone, wanted_orders
@@ -52,6 +58,28 @@ if TYPE_CHECKING:
 #: Names of the reasons, by REFUSED_*.
 REASONS = ("edge", "populated", "not_enabled", "alloc", "charge")
 NR_COUNTS = 1 + NR_REFUSED  # VMA_FAULTS and the reasons behind it, the same in a log record
+
+
+class RefusedMapping(NamedTuple):
+    """
+    An anonymous mapping, there or gone, whose faults got smaller folios than it may have.
+
+    Attributes:
+        pid: its process; 0 for the sum of all that the log had no room for.
+        execs: programs that the process had started before.
+        start, end: addresses when it was last seen.
+        kind: "heap", "stack" or "anon".
+        faults: write faults on fresh memory.
+        refused: reason -> of them got less than the largest order it may have.
+    """
+
+    pid: int
+    execs: int
+    start: int
+    end: int
+    kind: str
+    faults: int
+    refused: dict[str, int]
 
 
 def count_refused(k: Arena, vmf: VmFault, order: int) -> None:
@@ -121,3 +149,35 @@ def log_refused(k: Arena, vma: int) -> None:
         k.vma_log[log + LOG_KIND] = VMA_KINDS.index(vma_kind(k, vma))
     for i in range(NR_COUNTS):
         k.vma_log[record * _L + LOG_FAULTS + i] += k.vma[base + VMA_FAULTS + i]
+
+
+def refused_mappings(k: Arena) -> list[RefusedMapping]:
+    """Return the mappings that were refused something, the one that lost most first."""
+    found, seen = [], set()
+    for record in range(k.zone[ZONE_VMA_LOG] + 1):
+        words = k.vma_log[record * _L : (record + 1) * _L].tolist()
+        place = words[LOG_PID], words[LOG_EXECS], words[LOG_START], words[LOG_END]
+        found.append(_mapping(*place, VMA_KINDS[words[LOG_KIND]], words[LOG_FAULTS:]))
+    for task in range(_T, (k.zone[ZONE_SLAB + SLAB_TASK + 1] + 1) * _T, _T):
+        mm = k.task[task + TASK_MM]
+        if not mm or mm in seen:
+            continue
+        seen.add(mm)
+        first = mm * MAX_MAP_COUNT
+        for vma in k.vma_index[first : first + k.mm[mm * _M + MM_MAP_COUNT]]:
+            words = k.vma[vma * _V : (vma + 1) * _V].tolist()
+            place = (
+                k.task[task + TASK_PID],
+                k.task[task + TASK_EXECS],
+                words[VMA_START],
+                words[VMA_END],
+            )
+            found.append(_mapping(*place, vma_kind(k, vma), words[VMA_FAULTS:]))
+    return sorted((m for m in found if m.refused), key=lambda m: -sum(m.refused.values()))
+
+
+def _mapping(
+    pid: int, execs: int, start: int, end: int, kind: str, counts: list[int]
+) -> RefusedMapping:
+    refused = {reason: n for reason, n in zip(REASONS, counts[1:], strict=False) if n}
+    return RefusedMapping(pid, execs, start, end, kind, counts[0], refused)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtmm import boot as boot_stage
 from virtmm.knobs import KnobSet
 from virtmm.mm import filemap, fork, layout, mmap, mprotect, mremap
-from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD, VMA_LOG_RECORD, VMA_RECORD
+from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD
 from virtmm.mm.contpte import pte_cont
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.fault import access, fault_in
@@ -22,13 +22,11 @@ from virtmm.mm.layout import NR_ORDERS
 from virtmm.mm.madvise import do_madvise
 from virtmm.mm.mlock import do_mlock
 from virtmm.mm.pgtable import leaf_offset, pmd_offset, pte_pfn, pte_special, walk_page_table
-from virtmm.mm.policy import VMA_KINDS, vma_kind
-from virtmm.mm.refused import REASONS
+from virtmm.mm.refused import REASONS, refused_mappings
 from virtmm.mm.rmap import page_mapcount
 from virtmm.mm.slab import slab_alloc, slab_free
 from virtmm.mm.tlb import tlb_reach
 from virtmm.mm.vm_flags import MAP_LOCKED, MAP_POPULATE, VM_FAULT_OOM, VM_READ, VM_WRITE
-from virtmm.mm.vma import slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
 
     from virtmm.kconfig import ResolvedConfig
     from virtmm.mm.fault_inject import FaultInjection
+    from virtmm.mm.refused import RefusedMapping
     from virtmm.policy import Policy
 
 CLONE_VM = 0x100
@@ -55,28 +54,6 @@ class Process(NamedTuple):
     minflt: int
     maxrss: int
     folios: dict[int, int]
-
-
-class RefusedMapping(NamedTuple):
-    """
-    An anonymous mapping, there or gone, whose faults got smaller folios than it may have.
-
-    Attributes:
-        pid: its process; 0 for the sum of all that the log had no room for.
-        execs: programs that the process had started before.
-        start, end: addresses when it was last seen.
-        kind: "heap", "stack" or "anon".
-        faults: write faults on fresh memory.
-        refused: reason -> of them got less than the largest order it may have.
-    """
-
-    pid: int
-    execs: int
-    start: int
-    end: int
-    kind: str
-    faults: int
-    refused: dict[str, int]
 
 
 class MappedPage(NamedTuple):
@@ -460,25 +437,8 @@ class Machine:
         return found
 
     def refused_mappings(self) -> list[RefusedMapping]:
-        """Return the mappings that were refused something, the one that lost most first."""
-        k, found = self.k, []
-        for record in range(k.zone[layout.ZONE_VMA_LOG] + 1):
-            words = k.vma_log[record * VMA_LOG_RECORD : (record + 1) * VMA_LOG_RECORD].tolist()
-            kind = VMA_KINDS[words[layout.LOG_KIND]]
-            found.append(_refused_mapping(words, kind, words[layout.LOG_FAULTS :]))
-        seen = set()
-        for pid, task in self._tasks.items():
-            mm, execs = (
-                k.task[task * TASK_RECORD + f] for f in (layout.TASK_MM, layout.TASK_EXECS)
-            )
-            if mm in seen:
-                continue
-            seen.add(mm)
-            for vma in k.vma_index[slice(*slots(k, mm))]:
-                words = k.vma[vma * VMA_RECORD : (vma + 1) * VMA_RECORD].tolist()
-                place = [pid, execs, words[layout.VMA_START], words[layout.VMA_END]]
-                found.append(_refused_mapping(place, vma_kind(k, vma), words[layout.VMA_FAULTS :]))
-        return sorted((m for m in found if m.refused), key=lambda m: -sum(m.refused.values()))
+        """Return the mappings, there or gone, that were refused something, the most refused first."""
+        return refused_mappings(self.k)
 
     def memory(self) -> dict[str, int]:
         """Return the memory figures in bytes: the peak of all memory, its parts, and page tables."""
@@ -530,12 +490,6 @@ class Machine:
         base = self._mm(pid) * MM_RECORD
         pages = self.k.mm[base + layout.MM_ANONPAGES] + self.k.mm[base + layout.MM_FILEPAGES]
         return pages * self.page_size
-
-
-def _refused_mapping(place: list[int], kind: str, counts: list[int]) -> RefusedMapping:
-    refused = {reason: n for reason, n in zip(REASONS, counts[1:], strict=False) if n}
-    pid, execs, start, end = place[:4]
-    return RefusedMapping(pid, execs, start, end, kind, counts[0], refused)
 
 
 def is_oom(error: int) -> bool:

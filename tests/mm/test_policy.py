@@ -121,6 +121,27 @@ def test_where_memory_is_short(lab, policy, failing, order):
     assert [m.stat("anon_fault_fallback", o) for o in failing] == [1] * len(failing)
 
 
+@pytest.mark.parametrize(
+    ("policy", "advice", "order", "reclaims"),
+    [
+        ("v1", None, 3, 1),
+        ("v2", None, 0, 0),
+        ("v2", HINT, 0, 1),
+        ("mthp", None, 2, 0),
+        ("v3", HINT, 3, 1),
+    ],
+)
+def test_from_v2_on_defrag_says_who_reclaims(lab, policy, advice, order, reclaims):
+    m = kernel(lab, policy)
+    asked = []
+    m.k.shrinkers[:] = [lambda _: asked.append(1)]
+    m.map(0, 1)
+    m.write(0)
+    m.k.zone[layout.ZONE_WMARK_MIN] = m.k.zone[layout.ZONE_NR_FREE] - 10  # less than a block of 16
+    assert first(m, 16, 16, 32, advice) == order
+    assert len(asked) == reclaims
+
+
 def test_v1_without_its_ladder_takes_one_page(lab):
     inject = FaultInjection(alloc={4: range(99)})
     m = kernel(lab, "v1", "EXPERT=y", "ANON_ALLOC_LADDER=n", *FAILING, inject=inject)
@@ -156,6 +177,7 @@ def test_an_overtaken_fault_is_left_to_the_next_except_in_v1(lab, policy):
     order = {"v2-simple": 0, "mthp": 2}.get(policy, 3)
     assert m.folio(1)[0] == order
     assert m.folio(9) == (0, 0)
+    assert m.refusals()["populated"]["4"] == 1
     assert m.vmstat()["pgfault"] == (1 if policy == "v1" else 2)
 
 
@@ -375,8 +397,16 @@ def test_a_mapping_without_the_hint_has_nothing_enabled(lab):
     assert mapping(m, 32) == (1, [1, 0, 0, 0, 0])
 
 
+def test_a_mapping_counts_by_the_largest_order_it_may_have_itself(lab):
+    m = lab("anonfolio_basic")
+    m.map(0, 12)
+    m.write(1)
+    assert why(m) == {"edge": {"4": 1}, "not_enabled": {"9": 1}}
+    assert mapping(m, 0) == (1, [1, 0, 0, 0, 0])
+
+
 def test_the_huge_page(lab):
-    inject = FaultInjection(alloc={9: {1}})
+    inject = FaultInjection(alloc={9: {1}}, charge={5})
     m = lab("anonfolio_basic", *FAILING, knobs=ALWAYS, inject=inject)
     m.map(0, 2048)
     m.write(0)
@@ -389,6 +419,10 @@ def test_the_huge_page(lab):
     m.map(4096, 4112)
     m.write(4096)
     assert why(m)["edge"] == {"9": 1}
+    m.map(8192, 8704)
+    m.write(8192)
+    assert m.folio(8192) == (4, 0)
+    assert why(m)["charge"] == {"9": 1}
 
 
 def test_a_ladder_passes_orders_over(lab):
