@@ -164,7 +164,8 @@ def test_named_kernels_are_in_table_order():
     ]
     assert defconfigs("x86") == ["baseline_4k", "linux-6.12", "linux-6.18", "linux-7.3"]
     contpte = ["contpte-basic", "contpte-batch", "contpte-fold"]
-    assert fragment_names("arm64") == ["16k", "64k", *contpte, "debug"]
+    ladders = ["v2", "v2-simple", "v3", "v5"]
+    assert fragment_names("arm64") == ["16k", "64k", *contpte, *ladders, "debug"]
     assert fragment_names("x86") == ["debug"]
 
 
