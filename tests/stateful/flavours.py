@@ -102,8 +102,10 @@ MAINLINE = [
     Flavour("arm64", "linux-6.12", memory_mb=32, share=8),
     Flavour("arm64", "linux-7.3", memory_mb=32, share=16),
     Flavour("arm64", "linux-7.3", memory_mb=32, c_ranges="n", share=4),
-    Flavour("arm64", "linux-7.3", memory_mb=32, share=6, policy=_POLICY),
-    Flavour("powerpc", "linux-6.12", memory_mb=16, share=20, tight=True, policy=_POLICY),
+    Flavour("arm64", "linux-7.3", memory_mb=32, share=3, hypothesis=5, policy=_POLICY),
+    Flavour(
+        "powerpc", "linux-6.12", memory_mb=16, share=8, hypothesis=5, tight=True, policy=_POLICY
+    ),
     Flavour("arm64", "linux-7.3", memory_mb=16, knobs=("mem=4M",), share=12, tight=True),
     Flavour("arm64", "linux-7.3", ("contpte-basic",), memory_mb=32, share=4),
     Flavour(
