@@ -136,6 +136,7 @@ void vk_zap_ptes(struct vk *k)
 		k->work[WORK_pte_read] += 2 * nr; /* to find the batch, and with each clear */
 		k->work[WORK_pte_write] += nr;
 		u64 unmapped = folio_remove_rmap_range(k, folio, page, nr);
+		k->work[WORK_rmap_remove]++;
 
 		int by_pmd = order && head[FOLIO_ENTIRE_MAPCOUNT];
 

@@ -249,3 +249,18 @@ def _try_fold(k: Arena, pte: int, entry: int) -> None:
     if alike == k.cont_nr:
         k.ops.modify_ptes(first, 0, k.cont_bit | _young_dirty(k, first), k.cont_nr)
         _count_conversion(k, WORK_contpte_fold)
+
+
+def set_access_flags_range(k: Arena, pte: int, nr: int) -> None:
+    """Make nr entries of one folio young, dirty and writable; whole contiguous blocks stay contiguous."""
+    unfold_edges(k, pte, nr)
+    bits = k.arch.pte
+    clear = bits.young.mask | bits.dirty.mask | bits.write.mask
+    k.ops.modify_ptes(pte, clear, bits.young.on | bits.dirty.on | bits.write.on, nr)
+    count_work(k, read=nr, write=nr, tlbi=1)
+
+
+def clear_ptes_range(k: Arena, pte: int, nr: int) -> None:
+    """Make nr entries none, with one invalidation of the TLB for all."""
+    clear_full_ptes(k, pte, nr)
+    k.work[WORK_tlbi] += 1

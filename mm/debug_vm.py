@@ -44,8 +44,8 @@ from .layout import (
     PAGE_NEXT,
     PAGE_ORDER,
     PAGE_REFCOUNT,
-    SLAB_FILE,
     REFUSED_FAULTS,
+    SLAB_FILE,
     SLAB_MM,
     VMA_END,
     VMA_FAULTS,
@@ -146,6 +146,8 @@ def validate(k: Arena) -> None:
     validate_cache(k)
     validate_refused(k)
     for folio in partly:
+        if not k.config.deferred_split and k.page[folio * _P + PAGE_ORDER] < k.pmd_order:
+            continue
         queued = k.page[folio * _P + PAGE_FLAGS] & PG_deferred
         _check(bool(queued), f"folio {folio:#x} is mapped in part, not queued")
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .arena import MM_RECORD as _M
+from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .layout import MM_ANONPAGES, VMA_PAGE_PROT, ZONE_ANON, PG_anon, PG_lru
+from .contpte import ptep_clear, set_pte
+from .folio import folio_put
+from .layout import MM_ANONPAGES, PAGE_HEAD, VMA_PAGE_PROT, ZONE_ANON, PG_anon, PG_lru
 from .page_alloc import folio_alloc
-from .pgtable import mk_pte, pte_mkdirty, pte_mkwrite, pte_mkyoung
-from .rmap import folio_add_new_anon_rmap_range
+from .pgtable import mk_pte, pte_mkdirty, pte_mkwrite, pte_mkyoung, pte_pfn, pte_special
+from .rmap import folio_add_new_anon_rmap_range, page_remove_rmap
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -34,9 +37,8 @@ class FaultInjection:
         alloc: order -> which of its folio allocations fail (a range or a set of occasions).
         charge: which memory-cgroup charges fail.
         populate: occasion -> page of the chosen block, relative to its start, that another thread
-        maps
-            between the estimate of the order and the lock. An occasion is one write fault's
-            attempt.
+            writes to between the estimate of the order and the lock: it gets a small page there. An
+            occasion is one write fault's attempt to map a folio, a copy of one page not counted.
     """
 
     alloc: dict[int, Container[int]] = field(default_factory=dict)
@@ -65,12 +67,22 @@ class FaultInjection:
         block = vmf.address & -(k.page_size << order)
         address = block + (page << k.page_shift)
         pte = vmf.pte - (vmf.address - block >> k.page_shift) + page
+        old = k.phys[pte]
+        shared = old and not pte_special(k, old)
         new = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON)
-        if not new or k.phys[pte]:
-            raise AssertionError("populate: no memory, or the page is mapped already")
-        if k.config.phys_backing:
+        if not new:
+            raise AssertionError("populate: no memory")
+        if k.config.phys_backing and shared:
+            k.ops.copy_pages(new, pte_pfn(k, old), 1)
+        elif k.config.phys_backing:
             k.ops.clear_huge_page(new, 1, 0)
+        ptep_clear(k, pte)
         folio_add_new_anon_rmap_range(k, new, new, 1, vmf.vma, address)
-        k.mm[vmf.mm * _M + MM_ANONPAGES] += 1
         entry = mk_pte(k, new, k.vma[vmf.vma * _V + VMA_PAGE_PROT])
-        k.phys[pte] = pte_mkwrite(k, pte_mkdirty(k, pte_mkyoung(k, entry)))
+        set_pte(k, pte, pte_mkwrite(k, pte_mkdirty(k, pte_mkyoung(k, entry))))
+        if shared:
+            folio = k.page[pte_pfn(k, old) * _P + PAGE_HEAD]
+            page_remove_rmap(k, folio, pte_pfn(k, old), vmf.mm)
+            folio_put(k, folio)
+        else:
+            k.mm[vmf.mm * _M + MM_ANONPAGES] += 1

@@ -78,10 +78,10 @@ def update_hiwater_rss(k: Arena, mm: int) -> None:
         k.mm[base + MM_HIWATER_RSS] = rss
 
 
-def folio_put(k: Arena, folio: int) -> None:
-    """Drop one reference to an anonymous folio; frees it with the last."""
+def folio_put(k: Arena, folio: int, nr: int = 1) -> None:
+    """Drop nr references to an anonymous folio; frees it with the last."""
     base = folio * _P
-    k.page[base + PAGE_REFCOUNT] -= 1
+    k.page[base + PAGE_REFCOUNT] -= nr
     if not k.page[base + PAGE_REFCOUNT]:
         free_anon_folio(k, folio)
 
@@ -93,18 +93,20 @@ def free_anon_folio(k: Arena, folio: int) -> None:
     folio_free(k, folio, ZONE_ANON)
 
 
-def vma_alloc_movable_folio(k: Arena, order: int, reclaim: bool = True) -> int:
+def vma_alloc_movable_folio(k: Arena, order: int, reclaim: bool = True, retry: bool = True) -> int:
     """Return a new anonymous folio, not zeroed, in one attempt; 0 when memory is short (patch 3)."""
-    return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON, reclaim)
+    return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON, reclaim, retry)
 
 
-def vma_alloc_zeroed_movable_folio(k: Arena, address: int, order: int, reclaim: bool = True) -> int:
+def vma_alloc_zeroed_movable_folio(
+    k: Arena, address: int, order: int, reclaim: bool = True, retry: bool = True
+) -> int:
     """
     Return a new zeroed anonymous folio for the aligned block of address (patch 2); 0 = no memory.
 
     The page that address is in is zeroed last. The kernel's VMA argument only chooses a NUMA node.
     """
-    folio = vma_alloc_movable_folio(k, order, reclaim)
+    folio = vma_alloc_movable_folio(k, order, reclaim, retry)
     if folio and k.config.phys_backing:
         nr = 1 << order
         k.ops.clear_huge_page(folio, nr, (address >> k.page_shift) & (nr - 1))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .arena import VMA_RECORD as _V
-from .folio import VmFault, vma_alloc_movable_folio, vma_alloc_zeroed_movable_folio
+from .folio import VmFault, vma_alloc_movable_folio
 from .huge_memory import has_transparent_hugepage, highest_order, thp_eligible
 from .layout import (
     NR_ORDERS,
@@ -75,37 +75,34 @@ def calc_anon_folio_orders_alloc(k: Arena, vmf: VmFault, orders: int) -> int:
 
 def check_ptes_free(k: Arena, vmf: VmFault, pte: int, nr: int) -> int:
     """
-    Return how many entries from ``pte`` on a new folio may take, before the first that it may not;
-    nr when all.
+    Return how many entries a new folio may take the place of, before the first that it may not.
 
-    They are none. For a write to the zero page (ANON_COW_ZERO) a read-mapped neighbour is as good.
+    These are empty ones; with ANON_COW_ZERO a write to the zero page takes other zero pages with it
+    (RFCv2 15/17).
     """
-    if not vmf.orig_pte:
-        return k.ops.check_ptes_none(pte, nr)
-    for i in range(nr):
-        entry = k.phys[pte + i]
-        if entry and not pte_special(k, entry):
-            return i
-    return nr
+    free = k.ops.check_ptes_none(pte, nr)
+    if not k.config.cow_zero or not pte_special(k, vmf.orig_pte):
+        return free
+    while free < nr and pte_special(k, k.phys[pte + free]):
+        free += 1
+        free += k.ops.check_ptes_none(pte + free, nr - free)
+    return free
 
 
-def try_vma_alloc_movable_folio(k: Arena, address: int, order: int, zeroed: bool) -> int:
+def try_vma_alloc_movable_folio(k: Arena, order: int) -> int:
     """
-    Return a folio of the largest order that memory allows: order, order - 1, … 2, then 0 (patch 3).
+    Return a folio, not zeroed, of the largest order that memory allows: order, order - 1, … 2, then 0
+    (patch 3).
 
     Order 1 is not tried: a large folio keeps its state in its second tail page. 0 when not even
-    order 0 can be had.
+    order 0 can be had. Without ANON_ALLOC_LADDER one page follows the first failure. An attempt at a
+    large folio reclaims once at the most (__GFP_NORETRY). Zeroed folios take the same steps as
+    answers of the kernel's ladder (alloc_anon_folio() in memory.py).
     """
     while order > 1:
-        folio = _alloc(k, address, order, zeroed)
+        folio = vma_alloc_movable_folio(k, order, retry=False)
         if folio:
             return folio
         k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1
-        order -= 1
-    return _alloc(k, address, 0, zeroed)
-
-
-def _alloc(k: Arena, address: int, order: int, zeroed: bool) -> int:
-    if zeroed:
-        return vma_alloc_zeroed_movable_folio(k, address, order)
-    return vma_alloc_movable_folio(k, order)
+        order = order - 1 if k.config.alloc_ladder else 0
+    return vma_alloc_movable_folio(k, 0)

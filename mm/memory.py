@@ -12,11 +12,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import filemap
-from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import TASK_RECORD as _T
 from .arena import VMA_RECORD as _V
-from .contpte import ptep_clear_flush, read_ptes, set_access_flags, set_pte, set_ptes
+from .contpte import (
+    clear_ptes_range,
+    read_ptes,
+    set_access_flags,
+    set_access_flags_range,
+    set_pte,
+    set_ptes,
+)
+from .cow import calc_anon_folio_order_copy, wp_reuse_run
 from .file_fault import do_fault
 from .folio import (
     VmFault,
@@ -24,17 +31,21 @@ from .folio import (
     count_task_folio,
     folio_put,
     mem_cgroup_charge,
-    vma_alloc_movable_folio,
     vma_alloc_zeroed_movable_folio,
 )
 from .huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_wp_page,
+    highest_order,
     thp_direct_reclaim,
     thp_vma_allowable_orders,
     thp_vma_suitable_order,
 )
-from .large_anon_folio import calc_anon_folio_orders_alloc, check_ptes_free
+from .large_anon_folio import (
+    calc_anon_folio_orders_alloc,
+    check_ptes_free,
+    try_vma_alloc_movable_folio,
+)
 from .layout import (
     FOLIO_LARGE_MAPCOUNT,
     MM_ANONPAGES,
@@ -90,7 +101,7 @@ from .rmap import (
     folio_maybe_mapped_shared,
     folio_move_anon_rmap,
     folio_remove_file_rmap,
-    page_remove_rmap,
+    folio_remove_rmap_range,
 )
 from .vm_flags import FAULT_FLAG_WRITE, VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_SHARED, VM_WRITE
 from .vma import vma_prepare_anon
@@ -105,33 +116,49 @@ def do_anonymous_page(k: Arena, vmf: VmFault) -> int:
 
     A read maps the zero page, always one. A write maps the folio that the kernel's policy chooses.
     """
-    vma, mm = vmf.vma, vmf.mm
-    flags = k.vma[vma * _V + VMA_FLAGS]
+    vma = vmf.vma
     if not vmf.flags & FAULT_FLAG_WRITE:
         entry = pte_mkspecial(k, mk_pte(k, k.zero_pfn, k.vma[vma * _V + VMA_PAGE_PROT]))
         set_pte(k, vmf.pte, pte_mkyoung(k, entry))
         k.event[EV_zero_page_fault * NR_ORDERS] += 1
         return 0
-    if not vma_prepare_anon(k, vma):
+    return do_anonymous_write(k, vmf, EV_anon_fault)
+
+
+def do_anonymous_write(k: Arena, vmf: VmFault, event: int) -> int:
+    """Serve a write to memory that holds only zeroes by a new folio; ``event`` counts it by order."""
+    if not vma_prepare_anon(k, vmf.vma):
         return VM_FAULT_OOM
     folio = alloc_anon_folio(k, vmf)
     if folio <= 0:
         return -folio  # VM_FAULT_OOM, or 0: the fault was overtaken
+    map_anon_folio_pte(k, vmf, folio, event)
+    return 0
+
+
+def map_anon_folio_pte(k: Arena, vmf: VmFault, folio: int, event: int) -> None:
+    """
+    Map a new, charged folio by the entries of its block around a write fault.
+
+    The block is empty, or some of its entries map the zero page, which goes (RFCv2 15/17).
+    """
+    vma = vmf.vma
     order = k.page[folio * _P + PAGE_ORDER]
     nr = 1 << order
     address = vmf.address & -(nr << k.page_shift)
     pte = vmf.pte - (vmf.address - address >> k.page_shift)
     entry = pte_mkyoung(k, mk_pte(k, folio, k.vma[vma * _V + VMA_PAGE_PROT]))
-    if flags & VM_WRITE:
+    if k.vma[vma * _V + VMA_FLAGS] & VM_WRITE:
         entry = pte_mkwrite(k, pte_mkdirty(k, entry))
+    if vmf.orig_pte:
+        clear_ptes_range(k, pte, nr)
     k.page[folio * _P + PAGE_REFCOUNT] = nr
-    k.mm[mm * _M + MM_ANONPAGES] += nr
+    add_mm_counter(k, vmf.mm, MM_ANONPAGES, nr)
     folio_add_new_anon_rmap_range(k, folio, folio, nr, vma, address)
     k.mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + order] += 1
-    k.event[EV_anon_fault * NR_ORDERS + order] += 1
+    k.event[event * NR_ORDERS + order] += 1
     count_task_folio(k, order)
     set_ptes(k, pte, entry, nr)
-    return 0
 
 
 def alloc_anon_folio(k: Arena, vmf: VmFault) -> int:
@@ -157,7 +184,8 @@ def alloc_anon_folio(k: Arena, vmf: VmFault) -> int:
     v1 = k.config.policy == "v1"
     reclaim = v1 or thp_direct_reclaim(k, vma)
     while True:
-        folio = vma_alloc_zeroed_movable_folio(k, address, order, reclaim or not order)
+        retry = not v1 or not order
+        folio = vma_alloc_zeroed_movable_folio(k, address, order, reclaim or not order, retry)
         if folio and mem_cgroup_charge(k):
             if still_free(k, vmf, order):
                 count_refused(k, vmf, order)
@@ -193,59 +221,108 @@ def still_free(k: Arena, vmf: VmFault, order: int) -> bool:
     return check_ptes_free(k, vmf, vmf.pte - index, nr) == nr
 
 
-def wp_page_copy(k: Arena, vmf: VmFault) -> int:
+def wp_zero_page(k: Arena, vmf: VmFault) -> int:
     """
-    Give the writer of a shared page, a file's page or the zero page a page of its own: one page.
+    Serve a write to the zero page: one page, or with ANON_COW_ZERO what a first write would get.
 
-    Large folios are not copied whole: that is the ``anonfolio`` kernel's doing (spec 2, R2).
+    SIMPLIFIED: how RFCv2 15/17 tested the block was not found; only a write to the zero page takes
+    zero pages for empty, one to an empty entry next to them does not.
     """
-    vma, mm, old = vmf.vma, vmf.mm, vmf.orig_pte
-    zero = pte_special(k, old)
-    if not vma_prepare_anon(k, vma):
+    if k.config.cow_zero:
+        return do_anonymous_write(k, vmf, EV_wp_zero)
+    if not vma_prepare_anon(k, vmf.vma):
         return VM_FAULT_OOM
-    if zero:
-        new = vma_alloc_zeroed_movable_folio(k, vmf.address, 0)
-    else:
-        new = vma_alloc_movable_folio(k, 0)
-    if not new:
+    folio = vma_alloc_zeroed_movable_folio(k, vmf.address, 0)
+    if not folio:
         return VM_FAULT_OOM
     if not mem_cgroup_charge(k):
-        folio_put(k, new)
+        folio_put(k, folio)
         return VM_FAULT_OOM
-    if k.phys[vmf.pte] != old:  # a shrinker that made room split the folio
-        folio_put(k, new)
-        return 0
+    map_anon_folio_pte(k, vmf, folio, EV_wp_zero)
+    return 0
+
+
+def wp_page_copy(k: Arena, vmf: VmFault) -> int:
+    """
+    Give the writer of a shared or a file's page a page of its own.
+
+    A page of the page cache is copied alone. With ANON_COW_COPY as much as possible of an anonymous
+    folio is copied, to a folio as large (RFCv2 14/17, spec 2, R2); as in v1 a block that another
+    thread changed is tried again one order smaller, and a failed charge is VM_FAULT_OOM.
+    """
+    vma, old = vmf.vma, vmf.orig_pte
     page = pte_pfn(k, old)
-    if not zero and k.config.phys_backing:
-        k.ops.copy_pages(new, page, 1)
+    anonymous = k.page[k.page[page * _P + PAGE_HEAD] * _P + PAGE_FLAGS] & PG_anon
+    if not vma_prepare_anon(k, vma):
+        return VM_FAULT_OOM
+    order = 0
+    if anonymous and k.config.cow_copy:
+        order = highest_order(k.ladder.wanted(k, k.vma[vma * _V + VMA_FLAGS]))
+    while True:
+        order = calc_anon_folio_order_copy(k, vmf, order)
+        new = try_vma_alloc_movable_folio(k, order)
+        if not new:
+            return VM_FAULT_OOM
+        order = k.page[new * _P + PAGE_ORDER]
+        if not mem_cgroup_charge(k):
+            folio_put(k, new)
+            return VM_FAULT_OOM
+        if still_mapped(k, vmf, order):
+            break
+        folio_put(k, new)
+        if k.phys[vmf.pte] != old:
+            return 0
+        order -= 1
+    replace_pages(k, vmf, new)
+    return 0
+
+
+def still_mapped(k: Arena, vmf: VmFault, order: int) -> bool:
+    """
+    Return whether a block to copy is what it was, under the lock.
+
+    An injected race says no, and so does a shrinker that made room and split the folio.
+    """
+    if order and k.inject is not None:
+        k.inject.populate_behind(k, vmf, order)
+    return k.phys[vmf.pte] == vmf.orig_pte and calc_anon_folio_order_copy(k, vmf, order) == order
+
+
+def replace_pages(k: Arena, vmf: VmFault, new: int) -> None:
+    """Copy the block of the fault to a new, charged folio and map that instead."""
+    vma, mm = vmf.vma, vmf.mm
+    order = k.page[new * _P + PAGE_ORDER]
+    nr = 1 << order
+    index = (vmf.address >> k.page_shift) & (nr - 1)
+    address = vmf.address - (index << k.page_shift)
+    pte = vmf.pte - index
+    page = pte_pfn(k, vmf.orig_pte) - index
+    if k.config.phys_backing:
+        k.ops.copy_pages(new, page, nr)
     entry = pte_mkyoung(k, mk_pte(k, new, k.vma[vma * _V + VMA_PAGE_PROT]))
-    ptep_clear_flush(k, vmf.pte)
-    set_pte(k, vmf.pte, pte_mkwrite(k, pte_mkdirty(k, entry)))
-    folio_add_new_anon_rmap_range(k, new, new, 1, vma, vmf.address)
-    count_task_folio(k, 0)
-    if zero:
-        add_mm_counter(k, mm, MM_ANONPAGES, 1)
-        k.event[EV_wp_zero * NR_ORDERS] += 1
-        return 0
+    clear_ptes_range(k, pte, nr)
+    k.page[new * _P + PAGE_REFCOUNT] = nr
+    folio_add_new_anon_rmap_range(k, new, new, nr, vma, address)
+    count_task_folio(k, order)
+    set_ptes(k, pte, pte_mkwrite(k, pte_mkdirty(k, entry)), nr)
     folio = k.page[page * _P + PAGE_HEAD]
     if k.page[folio * _P + PAGE_FLAGS] & PG_anon:
-        page_remove_rmap(k, folio, page, mm)
-        folio_put(k, folio)
-        k.event[EV_wp_copy * NR_ORDERS] += 1
+        folio_remove_rmap_range(k, folio, page, nr, mm)
+        folio_put(k, folio, nr)
+        k.event[EV_wp_copy * NR_ORDERS + order] += 1
     else:
         add_mm_counter(k, mm, MM_ANONPAGES, 1)
         add_mm_counter(k, mm, MM_FILEPAGES, -1)
         folio_remove_file_rmap(k, page)
         filemap.put_page(k, page)
         k.event[EV_file_write_fault * NR_ORDERS] += 1
-    return 0
 
 
 def do_wp_page(k: Arena, vmf: VmFault) -> int:
     """Serve a write to a present, read-only page: reuse it if nobody else can see it, else copy."""
     vma, pte = vmf.vma, vmf.orig_pte
     if pte_special(k, pte):
-        return wp_page_copy(k, vmf)
+        return wp_zero_page(k, vmf)
     page = pte_pfn(k, pte)
     folio = k.page[page * _P + PAGE_HEAD]
     writable = pte_mkwrite(k, pte_mkdirty(k, pte_mkyoung(k, pte)))
@@ -254,14 +331,24 @@ def do_wp_page(k: Arena, vmf: VmFault) -> int:
         set_access_flags(k, vmf.pte, writable)
         return 0
     if k.page[folio * _P + PAGE_FLAGS] & PG_anon:
+        if k.config.cow_reuse:
+            first, nr = wp_reuse_run(k, vmf)
+            if nr:
+                set_access_flags_range(k, first, nr)
+                return wp_page_reuse(k)
         exclusive = k.page[page * _P + PAGE_FLAGS] & PG_exclusive
         if exclusive or wp_can_reuse_anon_folio(k, folio, vma):
             k.page[page * _P + PAGE_FLAGS] |= PG_exclusive
             set_access_flags(k, vmf.pte, writable)
-            k.vmstat[VM_pgreuse] += 1
-            k.event[EV_wp_reuse * NR_ORDERS] += 1
-            return 0
+            return wp_page_reuse(k)
     return wp_page_copy(k, vmf)
+
+
+def wp_page_reuse(k: Arena) -> int:
+    """Count a write that was made possible in place; however many pages it freed of their protection."""
+    k.vmstat[VM_pgreuse] += 1
+    k.event[EV_wp_reuse * NR_ORDERS] += 1
+    return 0
 
 
 def wp_can_reuse_anon_folio(k: Arena, folio: int, vma: int) -> bool:

@@ -171,7 +171,9 @@ def account(k: Arena, user: int, nr: int) -> None:
         zone[ZONE_MAX_TABLE] = zone[ZONE_TABLE]
 
 
-def folio_alloc(k: Arena, order: int, flags: int, user: int, reclaim: bool = True) -> int:
+def folio_alloc(
+    k: Arena, order: int, flags: int, user: int, reclaim: bool = True, retry: bool = True
+) -> int:
     """
     Return a new folio of 2**order pages with one reference, not zeroed; 0 when memory is short.
 
@@ -179,6 +181,7 @@ def folio_alloc(k: Arena, order: int, flags: int, user: int, reclaim: bool = Tru
         flags: PG_* bits of the head page.
         user: whose memory it is, as in account().
         reclaim: whether the shrinkers may run to make room (direct reclaim).
+        retry: whether they may do so more than once (no __GFP_NORETRY).
     """
     inject = k.inject
     if inject is not None and inject.should_fail_alloc(order):
@@ -186,6 +189,7 @@ def folio_alloc(k: Arena, order: int, flags: int, user: int, reclaim: bool = Tru
     pfn = alloc_pages(k, order)
     while not pfn and reclaim and any(shrink(k) for shrink in k.shrinkers):
         pfn = alloc_pages(k, order)
+        reclaim = retry
     if not pfn:
         k.vmstat[VM_oom_kill] += not order
         return 0

@@ -54,6 +54,7 @@ from .layout import (
     VM_nr_anon_pages,
     WORK_pte_read,
     WORK_pte_write,
+    WORK_rmap_remove,
 )
 from .pgtable import pte_pfn, pte_present
 
@@ -269,6 +270,7 @@ class PyRanges:
             k.work[WORK_pte_read] += 2 * nr
             k.work[WORK_pte_write] += nr
             unmapped = self.folio_remove_rmap_range(folio, first, nr)
+            k.work[WORK_rmap_remove] += 1
             by_pmd = order and page[folio * _P + FOLIO_ENTIRE_MAPCOUNT]
             if k.config.mm_id and order:
                 self.folio_sub_mm(folio, run[RUN_MM], nr)

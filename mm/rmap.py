@@ -53,6 +53,8 @@ from .layout import (
     PG_swapbacked,
     VM_nr_anon_pages,
     VM_nr_mapped,
+    WORK_rmap_add,
+    WORK_rmap_remove,
 )
 from .slab import slab_alloc, slab_free
 from .split_queue import deferred_split_folio
@@ -75,8 +77,10 @@ def folio_add_new_anon_rmap_range(
 
     Mirrors: folio_add_new_anon_rmap_range() of the series, folio_add_new_anon_rmap() since v6.8:
     the folio's mapping and index are set, its pages count as mapped anonymous memory. With by_pmd
-    one huge entry maps all of it, and the exclusive mark is on the head page alone.
+    one huge entry maps all of it, and the exclusive mark is on the head page alone. Without
+    ANON_RMAP_ADD_RANGE each page takes a call of its own, with the same outcome.
     """
+    k.work[WORK_rmap_add] += 1 if by_pmd or k.config.rmap_add_range else nr
     words = k.page
     base = folio * _P
     words[base + PAGE_FLAGS] |= PG_swapbacked
@@ -101,6 +105,7 @@ def folio_add_new_anon_rmap_range(
 
 def folio_dup_anon_rmap_ptes(k: Arena, folio: int, page: int, nr: int, mm: int) -> None:
     """Map nr pages of an anonymous folio once more, in a child's mm; none is exclusive any longer."""
+    k.work[WORK_rmap_add] += 1 if k.config.policy == "mthp" else nr
     mapped = k.ops.folio_dup_anon_rmap_ptes(folio, page, nr)
     base = folio * _P
     if not k.page[base + PAGE_ORDER]:
@@ -119,12 +124,33 @@ def page_remove_rmap(k: Arena, folio: int, page: int, mm: int) -> None:
 
 def folio_remove_rmap_ptes(k: Arena, folio: int, page: int, nr: int, mm: int) -> None:
     """
-    Take one mapping of mm from each of nr pages of an anonymous folio.
+    Take one mapping of mm from each of nr pages of an anonymous folio, outside the series' own code.
 
-    In v1 a large folio is queued for splitting whenever this was a page's last mapping, even the
-    folio's last (v1 patch 6): the folio then leaves the queue when it is freed. Since v6.10 only
-    while others stay.
+    Up to 6.4 page by page: a large folio is queued for splitting whenever this was a page's last
+    mapping, even the folio's last (v1 patch 6), and then leaves the queue when it is freed. Since
+    v6.10 only while others stay.
     """
+    by_page = k.config.policy != "mthp"
+    k.work[WORK_rmap_remove] += nr if by_page else 1
+    _remove_rmap(k, folio, page, nr, mm, by_page)
+
+
+def folio_remove_rmap_range(k: Arena, folio: int, page: int, nr: int, mm: int) -> None:
+    """
+    Take one mapping of mm from each of nr pages of an anonymous folio (v1 patch 5).
+
+    A large folio is queued for splitting if a page lost its last mapping while others keep theirs.
+    Without ANON_RMAP_REMOVE_RANGE each page takes a call of page_remove_rmap().
+    """
+    if not k.config.rmap_remove_range:
+        for each in range(page, page + nr):
+            page_remove_rmap(k, folio, each, mm)
+        return
+    k.work[WORK_rmap_remove] += 1
+    _remove_rmap(k, folio, page, nr, mm, False)
+
+
+def _remove_rmap(k: Arena, folio: int, page: int, nr: int, mm: int, even_last: bool) -> None:
     unmapped = k.ops.folio_remove_rmap_range(folio, page, nr)
     base = folio * _P
     if not k.page[base + PAGE_ORDER]:
@@ -134,13 +160,14 @@ def folio_remove_rmap_ptes(k: Arena, folio: int, page: int, nr: int, mm: int) ->
         k.ops.folio_sub_mm(folio, mm, nr)
     if unmapped and not k.page[base + FOLIO_ENTIRE_MAPCOUNT]:
         k.vmstat[VM_nr_anon_pages] -= unmapped
-        if k.config.policy != "mthp" or k.page[base + FOLIO_NR_PAGES_MAPPED]:
+        if even_last or k.page[base + FOLIO_NR_PAGES_MAPPED]:
             deferred_split_folio(k, folio)
 
 
 def folio_add_rmap_pmd(k: Arena, folio: int, mm: int) -> None:
     """Map a PMD-sized folio once more, by a huge entry of mm."""
     words, base = k.page, folio * _P
+    k.work[WORK_rmap_add] += 1
     if not words[base + FOLIO_ENTIRE_MAPCOUNT]:
         k.vmstat[VM_nr_anon_pages] += (1 << k.pmd_order) - words[base + FOLIO_NR_PAGES_MAPPED]
     words[base + FOLIO_ENTIRE_MAPCOUNT] += 1
@@ -152,6 +179,7 @@ def folio_add_rmap_pmd(k: Arena, folio: int, mm: int) -> None:
 def folio_remove_rmap_pmd(k: Arena, folio: int, mm: int) -> None:
     """Take a huge entry's mapping from a folio; queued if that unmapped some of its pages but not all."""
     words, base = k.page, folio * _P
+    k.work[WORK_rmap_remove] += 1
     words[base + FOLIO_ENTIRE_MAPCOUNT] -= 1
     words[base + FOLIO_LARGE_MAPCOUNT] -= 1
     if k.config.mm_id:
@@ -168,6 +196,8 @@ def folio_split_rmap_pmd(k: Arena, folio: int, mm: int, nr: int) -> None:
     """Turn a huge entry's mapping into one of each page; an exclusive folio's pages all become exclusive."""
     words, base = k.page, folio * _P
     exclusive = words[base + PAGE_FLAGS] & PG_exclusive
+    k.work[WORK_rmap_add] += 1 if k.config.policy == "mthp" else nr
+    k.work[WORK_rmap_remove] += 1
     k.ops.folio_dup_anon_rmap_ptes(folio, folio, nr)  # all its pages were and stay mapped
     words[base + FOLIO_ENTIRE_MAPCOUNT] -= 1
     words[base + FOLIO_LARGE_MAPCOUNT] -= 1

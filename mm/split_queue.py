@@ -35,11 +35,15 @@ def deferred_split_folio(k: Arena, folio: int, partially_mapped: bool = True) ->
         mark
             stays until the folio is split or freed, also when it is mapped whole again (6.12). A
             folio that is not is only put where the shrinker looks for underused ones (6.12).
+
+    Before the series' patch 6 (ANON_DEFERRED_SPLIT) only PMD-sized folios were queued.
     """
     if not partially_mapped and not (k.config.underused_queue and k.knobs.shrink_underused):
         return
     page, zone = k.page, k.zone
     base = folio * _P
+    if not k.config.deferred_split and page[base + PAGE_ORDER] < k.pmd_order:
+        return
     flags = page[base + PAGE_FLAGS]
     if partially_mapped and not flags & PG_partially_mapped:
         page[base + PAGE_FLAGS] |= PG_partially_mapped

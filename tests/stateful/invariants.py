@@ -214,7 +214,7 @@ def check_folios(k):
             anon[order] += 1
             huge = order and k.page[base + layout.FOLIO_ENTIRE_MAPCOUNT]
             if order and not huge and k.page[base + layout.FOLIO_NR_PAGES_MAPPED] < 1 << order:
-                partly.add(pfn)
+                partly |= {pfn} if k.config.deferred_split or order == k.pmd_order else set()
         pfn += 1 << order
     folio, before = k.zone[layout.ZONE_SPLIT_QUEUE], 0
     while folio:
