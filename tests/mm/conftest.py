@@ -37,9 +37,15 @@ class Lab(Machine):
     def advise(self, first, end, advice, pid=1):
         assert self.madvise(pid, self.at(first), (end - first) * self.page_size, advice) == 0
 
+    def pte(self, page, pid=1):
+        return pte_offset_map(self.k, self._mm(pid), self.at(page))
+
     def entry(self, page, pid=1):
-        pte = pte_offset_map(self.k, self._mm(pid), self.at(page))
+        pte = self.pte(page, pid)
         return self.k.phys[pte] if pte else 0
+
+    def pfn(self, page, pid=1):
+        return pte_pfn(self.k, self.entry(page, pid))
 
     def folio(self, page, pid=1):
         """Return (order, page of the folio) that maps a page, "zero", or None."""

@@ -104,6 +104,7 @@ def calls(huge):
     load = call("load", who, page, offset)
     about_forks = st.sampled_from((MADV_WIPEONFORK, MADV_DONTFORK))
     fork = call("fork", who, rarely, st.one_of(st.none(), st.tuples(where, about_forks)))
+    cow = call("cow", who, where, st.booleans(), st.integers(1, 255))
     refault = call("refault", who, where)
     text = call("text", who, where, st.sampled_from((5, 7)), rarely)
     knob = call("knob", st.integers(0, 15), st.integers(0, 11))
@@ -141,7 +142,7 @@ def calls(huge):
     )
     return SimpleNamespace(
         fill=fill,
-        fork=fork,
+        fork=fork if huge else st.one_of(fork, cow),
         mappings=mappings,
         accesses=st.one_of(write, touch, store, store, load),
         needs_memory=needs_memory,

@@ -433,6 +433,19 @@ class Driver:
         stretch, offset, _ = where
         self.store(who, (stretch, offset, 1), 7, 7, armed)
 
+    def cow(self, who, where, child_first, value, armed=False):
+        """Fork, write on either side or on the parent's, end the child and write again."""
+        parent, (at, nr) = self.pid(who), self.place(where)
+        self.fork(who, False, None, armed)
+        if self.failed:
+            return
+        child = max(self.spaces)
+        for pid in (child, parent) if child_first else (parent,):
+            self.store_page(pid, at + value % nr, 0, value, armed)
+        self.exit(sorted(self.spaces).index(child))
+        for page in (at, at + nr - 1):
+            self.store_page(parent, page, -1, value, armed)
+
     def store(self, who, where, offset, value, armed=False):
         self.store_page(self.pid(who), self.place(where)[0], offset, value, armed)
 

@@ -5,17 +5,24 @@ from virtmm.mm import layout
 from virtmm.mm.arena import VMA_RECORD
 from virtmm.mm.huge_memory import hugepage_vma_check
 from virtmm.mm.large_anon_folio import max_anon_folio_order
-from virtmm.mm.pgtable import pmd_offset
+from virtmm.mm.pgtable import pmd_offset, pte_special
 from virtmm.mm.vma import vma_lookup
 
 
 def expected_order(driver, pid, p):
-    """Return the order; None for no write to fresh anonymous memory, and for what a policy chooses."""
+    """Return the order; None when a policy chooses, or it is no write to fresh memory or the zero page."""
     k, mm = driver.k, driver.mm(pid)
     vma = vma_lookup(k, mm, driver.address(p))
     base = vma * VMA_RECORD
-    if not vma or k.vma[base + layout.VMA_FILE] or driver.leaf(pid, p)[0] or k.ladder.by_user:
+    entry, _, by_pmd = driver.leaf(pid, p)
+    zeroes = entry and pte_special(k, entry) and k.config.cow_zero and not by_pmd
+    if not vma or k.vma[base + layout.VMA_FILE] or (entry and not zeroes) or k.ladder.by_user:
         return None
+
+    def free(q):
+        entry = driver.leaf(pid, q)[0]
+        return not entry or (zeroes and pte_special(k, entry))
+
     low, high = (k.vma[base + f] >> k.page_shift for f in (layout.VMA_START, layout.VMA_END))
     place = pmd_offset(k, mm, driver.address(p))
     for order in allowed_orders(driver, vma, driver.spaces[pid].pages[p]):
@@ -25,7 +32,7 @@ def expected_order(driver, pid, p):
         if order == k.pmd_order:
             if not place or not k.phys[place]:
                 return order
-        elif not any(driver.leaf(pid, q)[0] for q in range(first, first + (1 << order))):
+        elif all(free(q) for q in range(first, first + (1 << order))):
             return order
     return 0
 

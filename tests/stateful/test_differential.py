@@ -26,6 +26,7 @@ PAIRS = [
     Flavour("arm64", "contpte", ("contpte-basic",), knobs=_ALWAYS, share=9),
     Flavour("arm64", "contpte", ("16k", "contpte-batch"), knobs=_ALWAYS, memory_mb=256, share=3),
     Flavour("arm64", "contpte", ("64k", "contpte-fold"), knobs=_ALWAYS, memory_mb=1024, share=2),
+    Flavour("arm64", "anonfolio", knobs=_ALWAYS, share=9),
     Flavour("x86", "baseline_4k", share=9),
     Flavour("arm64", "linux-6.12", memory_mb=32, share=3),
     Flavour("arm64", "linux-7.3", memory_mb=32, share=4),
@@ -58,7 +59,7 @@ def alike(flavour, sets, steps):
     pair = [Driver(flavour.config(s), flavour.knobs, flavour.tight) for s in sets]
     try:
         for failure, call in steps:
-            if call[0] == "fork" and len(pair[0].spaces) > 3:
+            if call[0] in ("fork", "cow") and len(pair[0].spaces) > 3:
                 continue
             for driver in pair:
                 if failure:
@@ -101,7 +102,7 @@ def answers(flavour, config, steps):
         for failure, call in steps:
             if failure:
                 driver.arm(*failure)
-            if call[0] != "fork" or len(driver.spaces) < 4:
+            if call[0] not in ("fork", "cow") or len(driver.spaces) < 4:
                 driver.step(*call)
         m = driver.m
         seen = [

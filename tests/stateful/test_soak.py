@@ -101,6 +101,7 @@ def program(rng, mthp=False, tight=False):
         "touch": (8, lambda: (page(), rng.random() < 0.6)),
         "refault": (4, lambda: (where(), rng.choice(hints))),
         "zeroes": (3, lambda: (where(),)),
+        "cow": (0 if mthp else 8, lambda: (where(), often(), rng.randint(1, 255))),
         "reclaim": (2, lambda: (where(), often())),
         "store": (8, lambda: (page(), rng.choice((0, 1, -1)), rng.randint(1, 255))),
         "load": (4, lambda: (page(), rng.choice((0, 1, -1)))),
@@ -133,7 +134,7 @@ def run(flavour, config, calls):
     driver = Driver(config, flavour.knobs, flavour.tight, flavour.policy)
     try:
         for failure, call in calls:
-            if call[0] == "fork" and len(driver.spaces) > 3:
+            if call[0] in ("fork", "cow") and len(driver.spaces) > 3:
                 continue
             if failure:
                 driver.arm(*failure)
