@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The series' own claim: switched off, nothing changes. And switched on, on the samples, a lot does."""
 
+import functools
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from virtmm.mm import layout, memory
 from virtmm.mm.arena import PAGE_RECORD, VMA_RECORD
 from virtmm.mm.page_alloc import folio_alloc
 from virtmm.mm.vm_flags import FAULT_FLAG_WRITE, VM_FAULT_OOM, VM_WRITE
-from virtmm.tools.replay.replay import Replay
+from virtmm.tools.replay.replay import Replay, replay
 from virtmm.tools.trace.format import TraceReader
 
 from virtmm.kconfig import resolve
@@ -111,6 +113,84 @@ def test_switched_off_nothing_changes(trace, not_opted_in, monkeypatch):
 
     monkeypatch.setattr(memory, "do_anonymous_page", one_page_fault)
     assert digests(trace, resolve("arm64", "baseline_4k")) == off
+
+
+# The document
+
+
+DOCUMENT = TOP / "Documentation" / "series.md"
+KERNELS = ("baseline_4k", "anonfolio_basic", "anonfolio")
+
+
+def rows():
+    """Return the cells of each row of the document's tables by the name of the patch, in order."""
+    found = {}
+    for line in DOCUMENT.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if re.fullmatch(r"R?\d+", cells[0]):
+            found.setdefault(cells[0], []).append(cells[1:])
+    return found
+
+
+def places(cell):
+    """Return the (file, name) that a cell names."""
+    return [tuple(place.split(": ")) for place in re.findall(r"`([^`]+)`", cell)]
+
+
+@functools.cache
+def result(sample, kernel, sets=()):
+    """Return what a replay of a sample counts; run-time knobs have small letters."""
+    symbols = [s for s in sets if s[0].isupper()]
+    knobs = [s for s in sets if not s[0].isupper()]
+    config = resolve("arm64", kernel, sets=symbols)
+    with TraceReader(TOP / "samples" / f"{sample}.parquet") as reader:
+        return replay(reader, config, kernel, knobs)
+
+
+def test_every_patch_and_path_is_in_the_document():
+    patches = [str(patch) for patch in range(1, 11)]
+    assert list(rows()) == [*patches, "R1", "R2", "R3"]
+    assert {patch: len(found) for patch, found in rows().items() if len(found) != 2} == {"1": 1}
+
+
+@pytest.mark.parametrize("patch", rows())
+def test_what_the_document_names_exists(patch):
+    _, symbol, code, tests = rows()[patch][0]
+    kconfig = (TOP / "mm" / "Kconfig").read_text() + (TOP / "arch/arm64/Kconfig").read_text()
+    assert f"config {symbol.strip('`')}\n" in kconfig
+    assert places(code) and places(tests)
+    for file, name in places(code):
+        before = {".py": r"def ", ".c": r"^\w+ ", "": "config "}[Path(file).suffix]
+        assert re.search(rf"{before}{name}\b", (TOP / file).read_text(), re.MULTILINE), name
+    for file, name in places(tests):
+        assert file.startswith("tests/")
+        assert f"def {name}(" in (TOP / file).read_text(), name
+
+
+@pytest.mark.parametrize("patch", [patch for patch, found in rows().items() if len(found) > 1])
+def test_the_figures_of_the_document(patch):
+    """Leaving a patch out moves the figure that the document names, from and to what it says."""
+    kernel, sample, options, figure, *expected = rows()[patch][1]
+    without = tuple(re.findall(r"--set (\S+)", options.strip("`")))
+    assert rows()[patch][0][1].strip("`") + "=n" in without
+    shared = tuple(s for s in without if not s.endswith("=n") and s != "EXPERT=y")
+    found = []
+    for sets in (without, shared):
+        value = result(sample, kernel, sets)
+        for key in figure.strip("`").split("."):
+            value = value[key]
+        found.append(f"{value:,}")
+    assert found == expected
+
+
+@pytest.mark.parametrize("sample", [p.stem for p in SAMPLES])
+def test_large_folios_save_faults_on_the_samples(sample):
+    """At most 0.6 of the faults of base pages, and the three further paths add none."""
+    base, basic, full = (result(sample, kernel) for kernel in KERNELS)
+    assert full["minflt"] <= basic["minflt"] <= 0.6 * base["minflt"]
+    assert basic["memory"]["peak"] <= 1.05 * base["memory"]["peak"]
+    assert full["memory"]["peak"] <= 1.05 * base["memory"]["peak"]
+    assert full["instructions"]["total"] < basic["instructions"]["total"]
 
 
 def test_the_samples_are_there():

@@ -443,6 +443,7 @@ def _figures(run: Replay, costs: CostTable) -> dict[str, Any]:
         "memory": memory,
         "tlb": machine.tlb(),
         "vmstat": machine.vmstat(),
+        "work": machine.work(),
         "hugepages": machine.hugepages(),
         "refused_orders": machine.refusals(),
         "refused_mappings": [
