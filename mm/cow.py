@@ -64,8 +64,8 @@ def calc_anon_folio_order_copy(k: Arena, vmf: VmFault, order: int) -> int:
     around the fault lies in the run of folio_run(), else 0: of a folio that was moved to where it
     is not aligned, or unmapped in part, an aligned part is copied.
 
-    SIMPLIFIED: the test is a reconstruction, the patch was not found; it asks for equal rights in
-    all of the block, so a folio of which single pages were made writable is copied in smaller parts.
+    SIMPLIFIED: what RFCv2 copies together is a reconstruction. All of the block must have the rights
+    of the faulting page, so a folio of which single pages are writable is copied in smaller parts.
     """
     folio = k.page[pte_pfn(k, vmf.orig_pte) * _P + PAGE_HEAD]
     order = min(order, k.page[folio * _P + PAGE_ORDER])
@@ -90,8 +90,8 @@ def wp_reuse_run(k: Arena, vmf: VmFault) -> tuple[int, int]:
     is taken over first, if the run has all its references: it then belongs to this VMA, and the
     run's pages are exclusive.
 
-    SIMPLIFIED: the patch was not found, the rule is a reconstruction. A folio that others let go is
-    copied if a hole, or the edge of a VMA or page table, parts its mapped pages.
+    SIMPLIFIED: what RFCv2 reuses is a reconstruction. A folio that others let go is copied if a hole,
+    or the edge of a VMA or page table, parts its mapped pages.
     """
     before, after = folio_run(k, vmf)
     words = k.page

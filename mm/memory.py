@@ -225,8 +225,8 @@ def wp_zero_page(k: Arena, vmf: VmFault) -> int:
     """
     Serve a write to the zero page: one page, or with ANON_COW_ZERO what a first write would get.
 
-    SIMPLIFIED: how RFCv2 15/17 tested the block was not found; only a write to the zero page takes
-    zero pages for empty, one to an empty entry next to them does not.
+    SIMPLIFIED: what RFCv2 takes for empty is a reconstruction. Only a write to the zero page sees zero
+    pages so, one to an empty entry next to them does not.
     """
     if k.config.cow_zero:
         return do_anonymous_write(k, vmf, EV_wp_zero)
