@@ -139,6 +139,7 @@ def test_a_race_on_the_zero_page_is_tried_one_order_smaller(anonfolio):
     assert m.folio(3) == (0, 0)
     assert m.orders(8, 16) == [3] * 8
     assert m.rss(1) == 9 * m.page_size
+    assert m.minflt() == 3
 
 
 def test_a_race_on_the_zero_page_that_faulted_is_over(anonfolio):
@@ -513,7 +514,9 @@ def test_a_run_ends_at_writable_missing_and_shared_pages_and_at_the_vma(anonfoli
     assert writable(m, 0, 16) == list(range(2, 10))
     m.write(14)
     assert writable(m, 0, 16) == [*range(2, 10), 13, 14, 15]
-    assert m.events()["wp_reuse"] == before + 3
+    m.write(11)
+    assert writable(m, 0, 16) == [*range(2, 10), 11, 13, 14, 15]
+    assert m.events()["wp_reuse"] == before + 4
 
 
 def test_a_run_ends_with_the_folio(anonfolio):
@@ -535,10 +538,13 @@ def test_a_run_ends_with_the_page_table(anonfolio):
     exclusive_but_read_only(m, *range(far, far + 16))
     m.write(far)
     assert writable(m, far, far + 16) == list(range(far, far + 6))
+    exclusive_but_read_only(m, *range(far, far + 6))
+    m.write(far + 9)
+    assert writable(m, far, far + 16) == list(range(far + 6, far + 16))
     m.fork(1, 2)
     m.exit(2)
     m.write(far)
-    assert m.events()["wp_reuse"] == 1, "its ten other pages are in another table: copied"
+    assert m.events()["wp_reuse"] == 2, "its ten other pages are in another table: copied"
     assert m.folio(far) == (0, 0)
 
 
@@ -596,6 +602,36 @@ def test_a_small_folio_is_reused_as_before(anonfolio):
     m.write(0)
     assert writable(m, 0, 2) == [0]
     assert m.events()["wp_reuse"] == 1
+
+
+# Contiguous entries
+
+
+def contiguous(m, first, end):
+    return [p for p in range(first, end) if m.entry(p) & m.k.cont_bit]
+
+
+def test_copies_and_reused_folios_are_contiguous(lab):
+    m = lab("contpte", "PHYS_BACKING=y")
+    m.map(0, 32)
+    fill(m, *range(32))
+    m.fork(1, 2)
+    fill(m, 5)
+    assert contiguous(m, 0, 32) == list(range(32))
+    m.exit(2)
+    fill(m, 20)
+    assert writable(m, 0, 32) == contiguous(m, 0, 32) == list(range(32))
+
+
+def test_a_run_that_is_part_of_a_contiguous_block_unfolds_it(lab):
+    m = lab("contpte", "PHYS_BACKING=y")
+    m.map(0, 32)
+    fill(m, *range(32))
+    exclusive_but_read_only(m, *range(16))
+    m.advise(8, 32, MADV_DONTFORK)
+    m.write(2)
+    assert writable(m, 0, 16) == list(range(8))
+    assert contiguous(m, 0, 32) == list(range(16, 32))
 
 
 # All together

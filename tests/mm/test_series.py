@@ -7,6 +7,7 @@ Patch 1 is the order of zeroing, tests/csrc/test_ranges.py has it.
 
 import pytest
 from virtmm.mm import layout
+from virtmm.mm.debug_vm import validate
 from virtmm.mm.fault_inject import FaultInjection
 from virtmm.mm.split import deferred_split_scan
 from virtmm.mm.vm_flags import MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, VM_FAULT_OOM
@@ -159,6 +160,7 @@ def test_patch_6_a_partly_unmapped_large_folio_is_queued(lab, sets, queued):
     m.unmap(8, 16)
     assert m.queued() == deferred(m) == m.stat("split_deferred", 4) == queued
     assert m.memory()["anon"] == 16 * m.page_size
+    validate(m.k)
     deferred_split_scan(m.k)
     assert m.memory()["anon"] == (8 if queued else 16) * m.page_size, "nobody finds it to split it"
     assert m.orders(0, 8) == [0 if queued else 4] * 8
