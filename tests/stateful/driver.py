@@ -434,14 +434,15 @@ class Driver:
         self.store(who, (stretch, offset, 1), 7, 7, armed)
 
     def cow(self, who, where, child_first, value, armed=False):
-        """Fork, write on either side or on the parent's, end the child and write again."""
+        """Fork, write on both sides or on the parent's, end the child and write again."""
         parent, (at, nr) = self.pid(who), self.place(where)
         self.fork(who, False, None, armed)
         if self.failed:
             return
         child = max(self.spaces)
-        for pid in (child, parent) if child_first else (parent,):
-            self.store_page(pid, at + value % nr, 0, value, armed)
+        if child_first:
+            self.store_page(child, at + value % nr, 0, value, armed)
+        self.touch(sorted(self.spaces).index(parent), where, True, armed)
         self.exit(sorted(self.spaces).index(child))
         for page in (at, at + nr - 1):
             self.store_page(parent, page, -1, value, armed)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The order that a first write to a page must get, straight from the rule's one sentence."""
+"""The order that a write to a page must get, straight from the rules' sentences."""
 
 from virtmm.mm import layout
-from virtmm.mm.arena import VMA_RECORD
+from virtmm.mm.arena import PAGE_RECORD, VMA_RECORD
 from virtmm.mm.huge_memory import hugepage_vma_check
 from virtmm.mm.large_anon_folio import max_anon_folio_order
 from virtmm.mm.pgtable import pmd_offset, pte_special
@@ -10,14 +10,16 @@ from virtmm.mm.vma import vma_lookup
 
 
 def expected_order(driver, pid, p):
-    """Return the order; None when a policy chooses, or it is no write to fresh memory or the zero page."""
+    """Return the order of the folio that a write allocates; None if it takes none or a policy chooses."""
     k, mm = driver.k, driver.mm(pid)
     vma = vma_lookup(k, mm, driver.address(p))
     base = vma * VMA_RECORD
     entry, _, by_pmd = driver.leaf(pid, p)
     zeroes = entry and pte_special(k, entry) and k.config.cow_zero and not by_pmd
-    if not vma or k.vma[base + layout.VMA_FILE] or (entry and not zeroes) or k.ladder.by_user:
+    if not vma or k.vma[base + layout.VMA_FILE] or by_pmd or k.ladder.by_user:
         return None
+    if entry and not zeroes:
+        return copy_order(driver, pid, p, vma) if k.config.cow_copy else None
 
     def free(q):
         entry = driver.leaf(pid, q)[0]
@@ -34,6 +36,41 @@ def expected_order(driver, pid, p):
                 return order
         elif all(free(q) for q in range(first, first + (1 << order))):
             return order
+    return 0
+
+
+def copy_order(driver, pid, p, vma):
+    """Return the order of the copy that a write to a page of a shared folio makes, else None."""
+    k = driver.k
+    entry, page, _ = driver.leaf(pid, p)
+    low, high = k.vma[vma * VMA_RECORD : vma * VMA_RECORD + 2].tolist()
+    head = k.page[page * PAGE_RECORD + layout.PAGE_HEAD]
+    _, refs, _, _, order, *_ = k.page[head * PAGE_RECORD : (head + 1) * PAGE_RECORD].tolist()
+    write = k.arch.pte.write.mask
+    if pte_special(k, entry) or entry & write == k.arch.pte.write.on:
+        return None
+
+    def alike(q):
+        other, its_page, _ = driver.leaf(pid, q)
+        inside = low <= driver.address(q) < high and p >> k.pmd_order == q >> k.pmd_order
+        same = (
+            its_page - q == page - p and k.page[its_page * PAGE_RECORD + layout.PAGE_HEAD] == head
+        )
+        return other and inside and same and not (other ^ entry) & write
+
+    first, end = p, p + 1
+    while alike(first - 1):
+        first -= 1
+    while alike(end):
+        end += 1
+    if k.page[page * PAGE_RECORD] & layout.PG_exclusive or refs == (
+        end - first if k.config.cow_reuse else 1
+    ):
+        return None
+    for candidate in range(min(order, max_anon_folio_order(k, vma)), 1, -1):
+        block = p >> candidate << candidate
+        if first <= block and block + (1 << candidate) <= end:
+            return candidate
     return 0
 
 
