@@ -13,7 +13,6 @@ from .layout import (
     REFUSED_EDGE,
     REFUSED_POPULATED,
     VMA_END,
-    VMA_FLAGS,
     VMA_START,
     MTHP_anon_fault_fallback,
 )
@@ -23,14 +22,9 @@ if TYPE_CHECKING:
     from .arena import Arena
 
 
-def max_anon_folio_order(k: Arena, vma: int) -> int:
-    """Return the largest order that v1 tries in a VMA (patch 8)."""
-    return anon_folio_order_max(k, k.vma[vma * _V + VMA_FLAGS])
-
-
-def anon_folio_order_max(k: Arena, flags: int) -> int:
+def max_anon_folio_order(k: Arena, flags: int) -> int:
     """
-    Return the largest order that v1 tries in a VMA with these VM_* flags.
+    Return the largest order that v1 tries in a VMA with these VM_* flags (patch 8).
 
     As in v1 a VMA that is not eligible for THP still gets LARGE_ANON_FOLIO_NOTHP_ORDER_MAX: THP
     switched off and MADV_NOHUGEPAGE do not keep large folios away (v3 changed that).

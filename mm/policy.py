@@ -27,7 +27,7 @@ from .arena import MM_RECORD as _M
 from .arena import TASK_RECORD as _T
 from .arena import VMA_RECORD as _V
 from .huge_memory import highest_order, thp_allowable_orders, thp_eligible
-from .large_anon_folio import anon_folio_order_max
+from .large_anon_folio import max_anon_folio_order
 from .layout import (
     MM_BRK,
     MM_START_BRK,
@@ -85,11 +85,11 @@ def _none(_k: Arena, _flags: int) -> int:
 
 
 def _v1(k: Arena, flags: int) -> int:
-    return up_to(anon_folio_order_max(k, flags))
+    return up_to(max_anon_folio_order(k, flags))
 
 
 def _v2_simple(k: Arena, flags: int) -> int:
-    return only(anon_folio_order_max(k, flags))
+    return only(max_anon_folio_order(k, flags))
 
 
 def _v3(k: Arena, flags: int) -> int:

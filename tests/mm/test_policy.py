@@ -182,7 +182,7 @@ def test_an_overtaken_fault_is_left_to_the_next_except_in_v1(lab, policy):
 
 
 def test_a_write_to_the_zero_page_takes_read_mapped_neighbours_for_free(lab):
-    m = kernel(lab, "v1")
+    m = kernel(lab, "v1", "ANON_COW_ZERO=y")
     m.map(0, 16)
     m.read(*range(8))
     m.write(9)

@@ -67,7 +67,9 @@ def copy_order(driver, pid, p, vma):
         end - first if k.config.cow_reuse else 1
     ):
         return None
-    for candidate in range(min(order, max_anon_folio_order(k, vma)), 1, -1):
+    for candidate in range(
+        min(order, max_anon_folio_order(k, k.vma[vma * VMA_RECORD + layout.VMA_FLAGS])), 1, -1
+    ):
         block = p >> candidate << candidate
         if first <= block and block + (1 << candidate) <= end:
             return candidate
@@ -89,7 +91,10 @@ def allowed_orders(driver, vma, page):
 
 def ladder(k, vma, hint):
     """Return the orders below the PMD's that a kernel of the series tries in a VMA, largest first."""
-    policy, preferred = k.config.policy, max_anon_folio_order(k, vma)
+    policy, preferred = (
+        k.config.policy,
+        max_anon_folio_order(k, k.vma[vma * VMA_RECORD + layout.VMA_FLAGS]),
+    )
     if policy == "base":
         return []
     if policy in ("v1", "v2"):
