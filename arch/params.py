@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 ENTRY_BITS = 64
-# A page-table entry is 8 bytes on every architecture we describe.
+# An entry takes 8 bytes, also where the machine's has 4.
 ENTRY_SHIFT = 3
+# A table may be as large as the largest block that the page allocator tries hard for.
+PAGE_ALLOC_COSTLY_ORDER = 3
 
 
 class ArchError(Exception):
@@ -148,17 +150,27 @@ class Geometry:
         levels: from the root to ``pte``; the last two must be named ``pmd`` and ``pte``.
         va_bits: bits of a user address that the table translates.
         cont_order: log2 of the last-level entries in a contiguous block; 0 = none.
+        task_size: first address that no user mapping reaches (TASK_SIZE); 0 = 2**va_bits.
     """
 
     page_shift: int
     levels: tuple[Level, ...]
     va_bits: int
     cont_order: int = 0
+    task_size: int = 0
 
     @property
     def pmd_order(self) -> int:
         """HPAGE_PMD_ORDER: log2 of the base pages that one PMD entry covers."""
         return self.levels[-1].bits
+
+    def table_order(self, depth: int) -> int:
+        """
+        Return log2 of the pages that a table of ``levels[depth]`` takes.
+
+        SIMPLIFIED: a table smaller than a page takes a whole one.
+        """
+        return max(0, self.levels[depth].bits + ENTRY_SHIFT - self.page_shift)
 
     def check(self, where: str) -> None:
         """Raise ArchError when the levels do not add up."""
@@ -167,15 +179,20 @@ class Geometry:
         if len(self.levels) < 2 or [lv.name for lv in self.levels[-2:]] != ["pmd", "pte"]:
             raise ArchError(f"{where}.levels: the last two levels must be pmd and pte")
         for lv in self.levels:
-            if not 1 <= lv.bits <= self.page_shift - ENTRY_SHIFT:
+            most = self.page_shift - ENTRY_SHIFT + PAGE_ALLOC_COSTLY_ORDER
+            if not 1 <= lv.bits <= most:
                 raise ArchError(
-                    f"{where}.levels.{lv.name}: {lv.bits} bits do not fit a table of one page "
-                    f"(at most {self.page_shift - ENTRY_SHIFT})"
+                    f"{where}.levels.{lv.name}: {lv.bits} bits do not fit a table of "
+                    f"{1 << PAGE_ALLOC_COSTLY_ORDER} pages (at most {most})"
                 )
         total = self.page_shift + sum(lv.bits for lv in self.levels)
         if total != self.va_bits:
             raise ArchError(
                 f"{where}: page shift and levels sum to {total}, va_bits is {self.va_bits}"
+            )
+        if self.task_size % (1 << self.page_shift) or not 0 <= self.task_size <= 1 << self.va_bits:
+            raise ArchError(
+                f"{where}.task_size: {self.task_size:#x} is not whole pages up to 2**{self.va_bits}"
             )
 
 
@@ -190,6 +207,10 @@ class ArchParams:
         kconfig_symbol: the symbol that names the architecture in Kconfig (ARM64, X86_64).
         geometries: one per base page size, smallest first.
         pte: the entry format.
+        gfp_zero: vma_alloc_zeroed_movable_folio() leaves zeroing to the allocator (__GFP_ZERO), which
+            does it in ascending order; else it is clear_huge_page()'s, the faulting page last.
+        gfp_zerotags: memory has tags. PROT_MTE asks for them, and the allocator clears them with the
+            page (__GFP_ZEROTAGS).
         sources: field -> where the number comes from, for whoever checks it.
     """
 
@@ -198,6 +219,8 @@ class ArchParams:
     kconfig_symbol: str
     geometries: tuple[Geometry, ...]
     pte: PteFormat
+    gfp_zero: bool = False
+    gfp_zerotags: bool = False
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -207,6 +230,8 @@ class ArchParams:
         shifts = [g.page_shift for g in self.geometries]
         if shifts != sorted(set(shifts)):
             raise ArchError(f"{self.name}.geometries: page shifts {shifts} are not ascending")
+        if self.gfp_zerotags and not self.gfp_zero:
+            raise ArchError(f"{self.name}.gfp_zerotags: needs gfp_zero, tags go with the contents")
         for g in self.geometries:
             g.check(f"{self.name}.geometries[{g.page_shift}]")
             self.pte.check(f"{self.name}.pte", g.page_shift)

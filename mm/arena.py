@@ -169,8 +169,10 @@ class Arena:
         ladder: how folio sizes are chosen (policy.py).
         levels: (bit where the index starts, mask of the index) of every table level above the last;
             upper_levels are those above the PMD's.
-        table_shift: log2 of the entries that fit a table of one page; a table's first entry is
+        table_shift: log2 of the entries that fit a page; a table's first entry is
             ``k.phys[pfn << table_shift]``.
+        table_orders: log2 of the pages of a table, from the root to the last level; order_below: of
+            the table below an entry, by the bit where that entry's index starts.
         cont_bit, cont_nr: the contiguous bit of an entry and how many entries a block has; 0 =
         none. zero_pfn: the zero page.
         shrinkers: what may give memory back when an allocation of one page fails; each returns whether
@@ -215,6 +217,8 @@ class Arena:
     pte_mask: int = field(init=False)
     levels: tuple[tuple[int, int], ...] = field(init=False)
     upper_levels: tuple[tuple[int, int], ...] = field(init=False)
+    table_orders: tuple[int, ...] = field(init=False)
+    order_below: dict[int, int] = field(init=False)
     pmd_mask: int = field(init=False)
     pmd_order: int = field(init=False)
     pmd_size: int = field(init=False)
@@ -241,12 +245,15 @@ class Arena:
             shift += level.bits
         self.levels = tuple(reversed(levels))
         self.upper_levels = self.levels[:-1]
+        self.table_orders = tuple(g.table_order(depth) for depth in range(len(g.levels)))
+        below = zip(self.levels, self.table_orders[1:], strict=True)
+        self.order_below = {shift: order for (shift, _), order in below}
         self.pmd_mask = self.levels[-1][1]
         self.pmd_order = g.pmd_order
         self.pmd_size = 1 << self.pmd_shift
         self.pfn_shift = self.arch.pte.pfn_shift(g.page_shift)
         self.pfn_mask = self.arch.pte.pfn_mask(g.page_shift)
-        self.task_size = 1 << g.va_bits
+        self.task_size = g.task_size or 1 << g.va_bits
         cont = self.arch.pte.cont
         if self.config.contpte and cont and g.cont_order:
             self.cont_bit, self.cont_nr = cont.mask, 1 << g.cont_order

@@ -96,16 +96,20 @@ def _check(ok: bool, what: str) -> None:
 
 
 def _tables(k: Arena, table: int, depth: int) -> int:
-    """Return how many page tables there are below a table, itself and those in reserve included."""
+    """Return the pages of a table and of all below it."""
+    order = k.page[table * _P + PAGE_ORDER]
+    _check(order == k.table_orders[depth], f"table {table:#x} of order {order} at depth {depth}")
+    nr = 1 << order
     if depth == len(k.levels):
-        return 1
+        return nr
     first = table << k.table_shift
     entries = k.phys[first : first + k.levels[depth][1] + 1].tolist()
+    reserve = 1 << k.table_orders[-1]
     below = (
-        1 if pmd_trans_huge(k, e) else _tables(k, pte_pfn(k, e), depth + 1)
+        reserve if pmd_trans_huge(k, e) else _tables(k, pte_pfn(k, e), depth + 1)
         for e in filter(None, entries)
     )
-    return 1 + sum(below)
+    return nr + sum(below)
 
 
 def _deposited(k: Arena, mm: int) -> int:

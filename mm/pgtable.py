@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-Page tables: real tables of the architecture's levels and entry bits, in pages of physical memory.
+Page tables: real tables of the architecture's levels and entry bits, in pages of physical memory, a
+table larger than a page in several that follow one another.
 
 A place in a table is an index into ``k.phys`` (8-byte entries). Entries are ints; the predicates
 and changes have the kernel's names and take the architecture's bits from ``k.arch.pte``.
@@ -17,12 +18,14 @@ from .layout import (
     MM_PGTABLES,
     NR_ORDERS,
     PAGE_FLAGS,
+    PAGE_ORDER,
     VMA_PAGE_PROT,
     ZONE_TABLE,
     EV_pt_page_alloc,
     EV_pt_page_free,
     PG_table,
     VM_nr_page_table_pages,
+    VM_oom_kill,
 )
 from .page_alloc import folio_alloc, folio_free
 from .vm_flags import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
@@ -156,30 +159,38 @@ def vma_page_prot(k: Arena, vma: int) -> int:
 
 
 def pte_alloc_one(k: Arena, mm: int) -> int:
-    """Return a zeroed page-table page accounted to mm; 0 when memory is short."""
-    pfn = folio_alloc(k, 0, PG_table, ZONE_TABLE)
+    """Return a zeroed last-level table accounted to mm; 0 when memory is short."""
+    return _table_alloc(k, mm, k.table_orders[-1])
+
+
+def _table_alloc(k: Arena, mm: int, order: int) -> int:
+    """Return the first pfn of a zeroed table of 2**order pages accounted to mm; 0 without memory."""
+    pfn = folio_alloc(k, order, PG_table, ZONE_TABLE)
     if not pfn:
+        k.vmstat[VM_oom_kill] += order > 0  # the kernel kills for it as it does for one page
         return 0
+    nr = 1 << order
     if k.config.phys_backing:  # else only tables are ever written, and a freed table is all none
-        k.ops.clear_huge_page(pfn, 1, 0)
-    k.mm[mm * MM_RECORD + MM_PGTABLES] += 1
-    k.vmstat[VM_nr_page_table_pages] += 1
-    k.event[EV_pt_page_alloc * NR_ORDERS] += 1
+        k.ops.clear_huge_page(pfn, nr, 0)
+    k.mm[mm * MM_RECORD + MM_PGTABLES] += nr
+    k.vmstat[VM_nr_page_table_pages] += nr
+    k.event[EV_pt_page_alloc * NR_ORDERS] += nr
     return pfn
 
 
 def pte_free(k: Arena, mm: int, pfn: int) -> None:
-    """Free a page-table page of mm; its entries must all be none."""
-    k.mm[mm * MM_RECORD + MM_PGTABLES] -= 1
-    k.vmstat[VM_nr_page_table_pages] -= 1
-    k.event[EV_pt_page_free * NR_ORDERS] += 1
+    """Free a page table of mm, of any level; its entries must all be none."""
+    nr = 1 << k.page[pfn * _P + PAGE_ORDER]
+    k.mm[mm * MM_RECORD + MM_PGTABLES] -= nr
+    k.vmstat[VM_nr_page_table_pages] -= nr
+    k.event[EV_pt_page_free * NR_ORDERS] += nr
     k.page[pfn * _P + PAGE_FLAGS] = 0
     folio_free(k, pfn, ZONE_TABLE)
 
 
 def pgd_alloc(k: Arena, mm: int) -> bool:
     """Give mm a root table; False when memory is short."""
-    pfn = pte_alloc_one(k, mm)
+    pfn = _table_alloc(k, mm, k.table_orders[0])
     k.mm[mm * MM_RECORD + MM_PGD] = pfn
     return pfn != 0
 
@@ -210,7 +221,7 @@ def pmd_alloc(k: Arena, mm: int, address: int) -> int:
         place = (table << table_shift) + (address >> shift & mask)
         entry = phys[place]
         if not entry:
-            pfn = pte_alloc_one(k, mm)
+            pfn = _table_alloc(k, mm, k.order_below[shift])
             if not pfn:
                 return 0
             entry = pfn << k.pfn_shift | k.arch.pte.table

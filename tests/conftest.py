@@ -45,6 +45,7 @@ KERNELS = {
     "arm64-anonfolio-64k": ("arm64", "anonfolio_basic", ("64k",)),
     "arm64-baseline-4k": ("arm64", "baseline_4k", ()),
     "x86-baseline-4k": ("x86", "baseline_4k", ()),
+    "s390-baseline-4k": ("s390", "baseline_4k", ()),
 }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from virtmm.arch.params import ArchParams, Geometry
     from virtmm.mm.arena import RangeOps
     from virtmm.mm.fault_inject import FaultInjection
     from virtmm.policy import Policy
@@ -125,9 +126,21 @@ def check_settings(
     config: ResolvedConfig, settings: Sequence[str], arch_dir: Path | None = None
 ) -> None:
     """Raise what boot() would raise about the configuration and the settings, and do nothing else."""
-    geometry = load_arch(config.arch, arch_dir).geometry(int(config["PAGE_SHIFT"]))
+    arch = load_arch(config.arch, arch_dir)
+    geometry = arch.geometry(int(config["PAGE_SHIFT"]))
     _, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
-    machine_config(config, mem)
+    _check_memory(arch, geometry, machine_config(config, mem))
+
+
+def _check_memory(arch: ArchParams, geometry: Geometry, config: Config) -> None:
+    """Raise BootError when the machine's memory has pages that an entry cannot name."""
+    shift = geometry.page_shift
+    most = (arch.pte.pfn_mask(shift) >> arch.pte.pfn_shift(shift)) + 1
+    if config.nr_pages > most:
+        raise BootError(
+            f"{config.nr_pages << shift >> 20} MiB of memory: page-table entries of {arch.name} reach "
+            f"{most << shift >> 20} MiB; give the machine less"
+        )
 
 
 def check_policy(config: ResolvedConfig, policy: Policy) -> None:
@@ -167,6 +180,7 @@ def boot(
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
     knobs, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
     mm_config = machine_config(config, mem)
+    _check_memory(arch, geometry, mm_config)
     if policy is not None:
         check_policy(config, policy)
     core = kbuild.load_core(config, arch) if config.get("C_RANGES", True) else None

@@ -38,8 +38,11 @@ ARCH = ArchParams(
         pfn_bits=48,
         cont=Attr.bit(52),
     ),
+    gfp_zero=True,
+    gfp_zerotags=True,
     sources={
         "geometries": "Arm ARM D8 (translation granules); 48/47/48-bit user VA as distributions build",
         "pte": "Arm ARM D8.3 (descriptor formats); software bits 55, 56, 58 as Linux 6.12 uses them",
+        "gfp_zero": "asm/page.h and mm/fault.c of Linux 6.4 (spec 7)",
     },
 )

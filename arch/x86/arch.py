@@ -30,8 +30,10 @@ ARCH = ArchParams(
         pfn_pos=None,
         pfn_bits=52,
     ),
+    gfp_zero=True,
     sources={
         "geometries": "Intel SDM volume 3, 4.5; user addresses use the lower half (47 bits)",
         "pte": "Intel SDM volume 3, 4.5; software bit 9 (special) as Linux 6.12 uses it",
+        "gfp_zero": "asm/page.h of Linux 6.4 (spec 7)",
     },
 )

@@ -127,12 +127,12 @@ def test_a_pfn_field_of_its_own_place():
             "x86.geometries[12].levels: the last two levels must be pmd and pte",
         ),
         (
-            geometry(levels=(*LEVELS[:2], Level("pmd", 10), Level("pte", 9)), va_bits=49),
-            "x86.geometries[12].levels.pmd: 10 bits do not fit a table of one page (at most 9)",
+            geometry(levels=(*LEVELS[:2], Level("pmd", 13), Level("pte", 9)), va_bits=52),
+            "x86.geometries[12].levels.pmd: 13 bits do not fit a table of 8 pages (at most 12)",
         ),
         (
             geometry(levels=(Level("pgd", 0), *LEVELS[1:])),
-            "x86.geometries[12].levels.pgd: 0 bits do not fit a table of one page (at most 9)",
+            "x86.geometries[12].levels.pgd: 0 bits do not fit a table of 8 pages (at most 12)",
         ),
         (geometry(shift=11), "x86.geometries[11].page_shift: 11 is not 12 to 16"),
         (geometry(shift=17), "x86.geometries[17].page_shift: 17 is not 12 to 16"),
@@ -141,6 +141,26 @@ def test_a_pfn_field_of_its_own_place():
 )
 def test_levels_add_up(geometries, message):
     assert refusal(geometries=geometries) == message
+
+
+def test_a_table_may_take_several_pages():
+    levels = (Level("pgd", 12), Level("pmd", 10), Level("pte", 5))
+    (g,) = params(geometries=geometry(levels=levels, va_bits=39)).geometries
+    assert [g.table_order(depth) for depth in range(3)] == [3, 1, 0]
+
+
+@pytest.mark.parametrize("size", [-4096, 4095, (1 << 48) + 4096])
+def test_the_end_of_user_addresses(size):
+    good = dataclasses.replace(GOOD.geometries[0], task_size=1 << 48)
+    assert params(geometries=(good,)).geometries == (good,)
+    message = refusal(geometries=(dataclasses.replace(good, task_size=size),))
+    assert message == (f"x86.geometries[12].task_size: {size:#x} is not whole pages up to 2**48")
+
+
+def test_tags_are_cleared_by_who_clears_the_page():
+    assert params(gfp_zero=True, gfp_zerotags=True).gfp_zerotags
+    message = refusal(gfp_zero=False, gfp_zerotags=True)
+    assert message == "x86.gfp_zerotags: needs gfp_zero, tags go with the contents"
 
 
 def test_an_entry_format_is_checked_for_every_page_size():

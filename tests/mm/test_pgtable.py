@@ -21,7 +21,6 @@ PROTECTIONS = [
     for n in range(5)
     for flags in itertools.combinations((VM_READ, VM_WRITE, VM_EXEC, VM_SHARED), n)
 ]
-SETS = {("arm64", 14): ("ARM64_16K_PAGES=y",), ("arm64", 16): ("ARM64_64K_PAGES=y",)}
 
 #: name -> (how to read it, how to switch it on, how to switch it off)
 BITS = {
@@ -36,9 +35,8 @@ BITS = {
 def k(request):
     arch, shift = request.param
     memory = 1024 if shift == 16 else 64
-    config = resolve(
-        arch, "defconfig", sets=["C_RANGES=n", f"MEMORY_MB={memory}", *SETS.get((arch, shift), ())]
-    )
+    kernel = f"baseline_{1 << shift >> 10}k"
+    config = resolve(arch, kernel, sets=["C_RANGES=n", f"MEMORY_MB={memory}"])
     with Machine(config) as m:
         assert m.page_size == 1 << shift
         yield m.k
@@ -133,24 +131,31 @@ def mm(k):
     mm = mm_alloc(k)
     yield mm
     pgtable.free_pgd_range(k, mm, 0, k.task_size, 0, 0)
-    assert tables(k, mm) == 1, "tables are left"
+    assert tables(k, mm) == pages(k, 0), "tables are left"
     pgtable.pgd_free(k, mm)
     assert k.vmstat[layout.VM_nr_page_table_pages] == 0
 
 
 def tables(k, mm):
+    """Return the pages of an mm's tables, as the kernel counts them."""
     return k.mm[mm * MM_RECORD + layout.MM_PGTABLES]
 
 
+def pages(k, *depths):
+    """Return the pages that one table at each of the depths takes, by the number of its entries."""
+    bits = [level.bits for level in k.geometry.levels]
+    return sum(max(1, (8 << bits[depth]) // k.page_size) for depth in depths)
+
+
 def test_walks_agree_with_the_path_that_was_made(k, mm):
-    depth = len(k.levels)
+    below = range(1, len(k.levels) + 1)
     top = k.task_size - k.page_size
     assert pgtable.pte_offset_map(k, mm, 0) == 0
     place = pgtable.pte_alloc_map(k, mm, 0)
-    assert tables(k, mm) == 1 + depth
+    assert tables(k, mm) == pages(k, 0, *below)
     assert pgtable.pte_offset_map(k, mm, k.page_size) == place + 1
     last = pgtable.pte_alloc_map(k, mm, top)
-    assert tables(k, mm) == 1 + 2 * depth
+    assert tables(k, mm) == pages(k, 0, *below, *below)
     assert last & k.pte_mask == k.pte_mask
     assert pgtable.pte_alloc_map(k, mm, top) == last
     assert pgtable.pte_offset_map(k, mm, 1 << k.pmd_shift) == 0
@@ -177,12 +182,12 @@ def test_a_table_stays_while_a_neighbour_could_need_it(k, mm):
     )
     assert tables(k, mm) == have
     pgtable.free_pgd_range(k, mm, base + page, base + 2 * reach, base + page, base + 2 * reach)
-    assert tables(k, mm) == have - 1
+    assert tables(k, mm) == have - pages(k, -1)
     assert pgtable.pte_offset_map(k, mm, base) and not pgtable.pte_offset_map(k, mm, base + reach)
     pgtable.free_pgd_range(k, mm, base, base + reach, base, base + reach)
     assert not pgtable.pte_offset_map(k, mm, base)
     # Tables above the last level hold other addresses too: they stay up to floor and ceiling.
-    assert tables(k, mm) == have - 2
+    assert tables(k, mm) == have - 2 * pages(k, -1)
 
 
 @given(data=st.data())
@@ -212,14 +217,44 @@ def test_freeing_takes_exactly_what_lies_between_the_neighbours(k, data):
 
 
 def needed(k, spans):
-    """Return how many tables some spans need: the root, and one for each stretch that they meet."""
-    count = 1
-    for shift, _ in k.levels:
+    """Return the pages of the tables that some spans need: the root, and one for each stretch they meet."""
+    count = pages(k, 0)
+    for depth, (shift, _) in enumerate(k.levels, 1):
         met = set()
         for start, end in spans:
             met |= set(range(start >> shift, (end - 1 >> shift) + 1))
-        count += len(met)
+        count += len(met) * pages(k, depth)
     return count
+
+
+def test_the_entries_of_a_large_table_are_all_its_own(configure, machine_of):
+    """Each of the 2048 entries of a root of four pages leads to a table of its own."""
+    k = machine_of(configure("s390-baseline-4k", "C_RANGES=n", "DEBUG_VM=y", "MEMORY_MB=256")).k
+    before = k.zone[layout.ZONE_NR_FREE]
+    mm, (shift, mask) = mm_alloc(k), k.levels[0]
+    root = k.mm[mm * MM_RECORD + layout.MM_PGD]
+    assert root % 4 == 0 and k.zone[layout.ZONE_TABLE] == 4
+    for i in range(0, mask + 1, 128):
+        place = pgtable.pmd_alloc(k, mm, i << shift)
+        assert k.phys[(root << k.table_shift) + i] and not k.phys[place]
+        assert pgtable.pmd_offset(k, mm, (i + 1 << shift) - 1) == place + k.pmd_mask
+    assert tables(k, mm) == k.zone[layout.ZONE_TABLE] == 4 + 16 * 4
+    pgtable.free_pgd_range(k, mm, 0, k.task_size, 0, 0)
+    pgtable.pgd_free(k, mm)
+    assert k.zone[layout.ZONE_NR_FREE] == before and not k.zone[layout.ZONE_TABLE]
+
+
+def test_no_block_for_a_large_table_is_out_of_memory(configure, machine_of):
+    from virtmm.mm.fault_inject import FaultInjection
+
+    inject = FaultInjection()
+    inject.alloc = {2: {2}}
+    k = machine_of(configure("s390-baseline-4k"), inject=inject).k
+    mm = mm_alloc(k)
+    assert pgtable.pte_alloc_map(k, mm, 0) == 0
+    assert (tables(k, mm), k.vmstat[layout.VM_oom_kill]) == (4, 1)
+    assert pgtable.pte_alloc_map(k, mm, 0) != 0
+    assert tables(k, mm) == 9
 
 
 def test_a_table_that_cannot_be_had_leaves_the_others(configure, machine_of):

@@ -55,12 +55,13 @@ def test_orders_by_page_size(fragments, shift, nothp, thp):
     assert orders(on) == (nothp, thp)
 
 
-def test_x86_has_not_opted_in():
-    config = resolve("x86")
+@pytest.mark.parametrize("arch", [arch for arch in names() if arch != "arm64"])
+def test_only_arm64_has_opted_in(arch):
+    config = resolve(arch)
     assert config["ARCH_SUPPORTS_LARGE_ANON_FOLIO"] is False
     assert orders(config) == (0, 0)
     assert orders(config, "ARCH_") == (None, None)
-    message = error("x86", sets=["LARGE_ANON_FOLIO=y"])
+    message = error(arch, sets=["LARGE_ANON_FOLIO=y"])
     assert message == (
         "--set: wanted LARGE_ANON_FOLIO=y, got n: "
         "unmet dependency ARCH_SUPPORTS_LARGE_ANON_FOLIO (is n)"
@@ -172,8 +173,10 @@ def test_named_kernels_are_in_table_order():
 @pytest.mark.parametrize(("arch", "name"), KERNELS)
 def test_named_kernel_has_thp_by_madvise_and_is_in_minimal_form(arch, name):
     config = resolve(arch, name)
-    assert config["TRANSPARENT_HUGEPAGE"] is True
-    assert config["TRANSPARENT_HUGEPAGE_MADVISE"] is True
+    have = config["HAVE_ARCH_TRANSPARENT_HUGEPAGE"]
+    assert have == (arch not in ("alpha", "ia64", "m68k"))
+    assert config["TRANSPARENT_HUGEPAGE"] is have
+    assert config["TRANSPARENT_HUGEPAGE_MADVISE"] is have
     file = "defconfig" if name == "defconfig" else f"{name}_defconfig"
     path = topdir() / "arch" / arch / "configs" / file
     kconf = open_kconfig(arch)
