@@ -4,7 +4,8 @@
 
 #include "core.h"
 
-static void clear_pages(struct vk *k, u64 pfn, u64 nr)
+/** clear_pages - zero nr pages, the first one first */
+void clear_pages(struct vk *k, u64 pfn, u64 nr)
 {
 	memset(k->phys + (pfn << PAGE_WORDS_SHIFT), 0, nr << PAGE_SHIFT);
 }

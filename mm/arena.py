@@ -75,6 +75,9 @@ class RangeOps(Protocol):
     def folio_sub_mm(self, folio: int, mm: int, nr: int) -> None:
         """Note that an mm has nr mappings of a large folio less (MM_ID)."""
 
+    def clear_pages(self, pfn: int, nr: int) -> None:
+        """Zero nr pages, in ascending order."""
+
     def clear_huge_page(self, pfn: int, nr: int, fault: int) -> None:
         """Zero nr pages, page number ``fault`` last."""
 

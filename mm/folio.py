@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING
 from .arena import MM_RECORD as _M
 from .arena import PAGE_RECORD as _P
 from .arena import TASK_RECORD as _T
+from .arena import VMA_RECORD as _V
 from .layout import (
     MM_ANONPAGES,
     MM_FILEPAGES,
     MM_HIWATER_RSS,
     NR_ORDERS,
+    PAGE_FLAGS,
     PAGE_ORDER,
     PAGE_REFCOUNT,
     TASK_FOLIOS,
+    VMA_FLAGS,
     ZONE_ANON,
     EV_anon_free,
     PG_anon,
     PG_lru,
+    PG_mte_tagged,
+    WORK_tag_clear,
+    WORK_tag_sync,
 )
-from .page_alloc import folio_alloc, folio_free
+from .page_alloc import GFP_HIGHUSER_MOVABLE, folio_alloc, folio_free
 from .split_queue import folio_unqueue_deferred_split
+from .vm_flags import VM_MTE
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -93,24 +100,59 @@ def free_anon_folio(k: Arena, folio: int) -> None:
     folio_free(k, folio, ZONE_ANON)
 
 
-def vma_alloc_movable_folio(k: Arena, order: int, reclaim: bool = True, retry: bool = True) -> int:
+def vma_alloc_movable_folio(k: Arena, order: int, gfp: int = GFP_HIGHUSER_MOVABLE) -> int:
     """Return a new anonymous folio, not zeroed, in one attempt; 0 when memory is short (patch 3)."""
-    return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON, reclaim, retry)
+    return folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON, gfp)
 
 
-def vma_alloc_zeroed_movable_folio(
-    k: Arena, address: int, order: int, reclaim: bool = True, retry: bool = True
-) -> int:
+def vma_alloc_zeroed_movable_folio(k: Arena, vma: int, vaddr: int, gfp: int, order: int) -> int:
     """
-    Return a new zeroed anonymous folio for the aligned block of address (patch 2); 0 = no memory.
+    Return a new zeroed anonymous folio for the aligned block of vaddr; 0 = no memory (patch 2, spec 7).
 
-    The page that address is in is zeroed last. The kernel's VMA argument only chooses a NUMA node.
+    Where the architecture has the allocator zero (``gfp_zero``) that goes upwards, and takes the tags
+    of a VM_MTE mapping along; elsewhere the faulting page is last, unless patch 1 is off. Only the v1
+    series does large folios in the architecture's way: v2 and mainline keep it for one page.
+
+    Args:
+        gfp: all flags, where the kernel's are added to GFP_HIGHUSER_MOVABLE.
     """
-    folio = vma_alloc_movable_folio(k, order, reclaim, retry)
-    if folio and k.config.phys_backing:
-        nr = 1 << order
-        k.ops.clear_huge_page(folio, nr, (address >> k.page_shift) & (nr - 1))
+    folio = vma_alloc_movable_folio(k, order, gfp)
+    if not folio:
+        return 0
+    arch, nr = k.arch, 1 << order
+    if not arch.gfp_zero or (order and k.config.policy != "v1"):
+        clear_huge_page(k, vma, folio, vaddr, nr, last=k.config.clear_last)
+        return folio
+    if arch.gfp_zerotags and k.vma[vma * _V + VMA_FLAGS] & VM_MTE:
+        tag_pages(k, folio, nr, WORK_tag_clear)
+    if k.config.phys_backing:
+        k.ops.clear_pages(folio, nr)
     return folio
+
+
+def clear_huge_page(
+    k: Arena, vma: int, folio: int, addr_hint: int, nr: int, last: bool = True
+) -> None:
+    """
+    Zero a new folio of nr pages, that of addr_hint last (patch 1), or upwards with ``last`` off.
+
+    SIMPLIFIED: the tags of a VM_MTE mapping are cleared here and not when the entries are written; copies and
+    what was touched before mprotect(PROT_MTE) are not marked as having tags. Only counters of work tell.
+    """
+    if k.config.phys_backing:
+        if last:
+            k.ops.clear_huge_page(folio, nr, (addr_hint >> k.page_shift) & (nr - 1))
+        else:
+            k.ops.clear_pages(folio, nr)
+    if k.arch.gfp_zerotags and k.vma[vma * _V + VMA_FLAGS] & VM_MTE:
+        tag_pages(k, folio, nr, WORK_tag_sync)
+
+
+def tag_pages(k: Arena, folio: int, nr: int, work: int) -> None:
+    """Mark nr pages as having tags, all cleared; ``work`` counts how that was done."""
+    for page in range(folio, folio + nr):
+        k.page[page * _P + PAGE_FLAGS] |= PG_mte_tagged
+    k.work[work] += nr
 
 
 def mem_cgroup_charge(k: Arena) -> bool:

@@ -16,11 +16,12 @@ from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
 from .contpte import count_work, set_ptes
 from .folio import (
+    clear_huge_page,
     count_task_folio,
     folio_put,
     mem_cgroup_charge,
     update_hiwater_rss,
-    vma_alloc_zeroed_movable_folio,
+    vma_alloc_movable_folio,
 )
 from .layout import (
     MM_ANONPAGES,
@@ -54,7 +55,11 @@ from .layout import (
     VM_thp_split_pmd,
     VM_thp_zero_page_alloc,
 )
-from .page_alloc import alloc_pages
+from .page_alloc import (
+    GFP_TRANSHUGE,
+    GFP_TRANSHUGE_LIGHT,
+    alloc_pages,
+)
 from .pgtable import (
     mk_pte,
     pmd_alloc,
@@ -161,15 +166,18 @@ def thp_vma_suitable_order(k: Arena, vma: int, address: int, order: int) -> bool
     return k.vma[vma * _V + VMA_START] <= low and low + size <= k.vma[vma * _V + VMA_END]
 
 
-def thp_direct_reclaim(k: Arena, vma: int) -> bool:
+def vma_thp_gfp_mask(k: Arena, vma: int) -> int:
     """
-    Return whether a fault may reclaim to get a large folio: what ``defrag`` says (spec 5.5).
+    Return the allocation flags of a large folio: whether to reclaim for it, as ``defrag`` says
+    (spec 5.5).
 
     Mirrors: vma_thp_gfp_mask(), v6.12; waking kswapd (defer) makes no room in time.
     """
     defrag = k.knobs.defrag
     hinted = bool(k.vma[vma * _V + VMA_FLAGS] & VM_HUGEPAGE)
-    return defrag == "always" or (hinted and defrag in ("madvise", "defer+madvise"))
+    if defrag == "always" or (hinted and defrag in ("madvise", "defer+madvise")):
+        return GFP_TRANSHUGE
+    return GFP_TRANSHUGE_LIGHT
 
 
 def highest_order(orders: int) -> int:
@@ -286,13 +294,15 @@ def vma_alloc_anon_folio_pmd(k: Arena, vma: int, address: int, why: dict[int, in
         why: order -> REFUSED_*; what was the matter is added.
     """
     order = k.pmd_order
-    folio = vma_alloc_zeroed_movable_folio(k, address, order, thp_direct_reclaim(k, vma))
+    folio = vma_alloc_movable_folio(k, order, vma_thp_gfp_mask(k, vma))
     if folio and not mem_cgroup_charge(k):
         folio_put(k, folio)
         folio = 0
         why[order] = REFUSED_CHARGE
         k.mthp_stat[MTHP_anon_fault_fallback_charge * NR_ORDERS + order] += 1
-    if not folio:
+    if folio:
+        clear_huge_page(k, vma, folio, address, 1 << order)
+    else:
         why.setdefault(order, REFUSED_ALLOC)
         k.vmstat[VM_thp_fault_fallback] += 1
         k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1

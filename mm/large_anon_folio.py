@@ -16,6 +16,7 @@ from .layout import (
     VMA_START,
     MTHP_anon_fault_fallback,
 )
+from .page_alloc import __GFP_NORETRY, GFP_HIGHUSER_MOVABLE
 from .pgtable import pte_special
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def try_vma_alloc_movable_folio(k: Arena, order: int) -> int:
     answers of the kernel's ladder (alloc_anon_folio() in memory.py).
     """
     while order > 1:
-        folio = vma_alloc_movable_folio(k, order, retry=False)
+        folio = vma_alloc_movable_folio(k, order, GFP_HIGHUSER_MOVABLE | __GFP_NORETRY)
         if folio:
             return folio
         k.mthp_stat[MTHP_anon_fault_fallback * NR_ORDERS + order] += 1

@@ -37,9 +37,9 @@ from .huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_wp_page,
     highest_order,
-    thp_direct_reclaim,
     thp_vma_allowable_orders,
     thp_vma_suitable_order,
+    vma_thp_gfp_mask,
 )
 from .large_anon_folio import (
     calc_anon_folio_orders_alloc,
@@ -80,6 +80,7 @@ from .layout import (
     VM_pgfault,
     VM_pgreuse,
 )
+from .page_alloc import __GFP_NORETRY, GFP_HIGHUSER_MOVABLE
 from .pgtable import (
     mk_pte,
     pmd_alloc,
@@ -182,10 +183,10 @@ def alloc_anon_folio(k: Arena, vmf: VmFault) -> int:
             k, vma, address, TVA_FALLBACK if vmf.choice > 0 else TVA_PAGEFAULT, orders
         )
     v1 = k.config.policy == "v1"
-    reclaim = v1 or thp_direct_reclaim(k, vma)
+    large = GFP_HIGHUSER_MOVABLE | __GFP_NORETRY if v1 else vma_thp_gfp_mask(k, vma)
     while True:
-        retry = not v1 or not order
-        folio = vma_alloc_zeroed_movable_folio(k, address, order, reclaim or not order, retry)
+        gfp = large if order else GFP_HIGHUSER_MOVABLE
+        folio = vma_alloc_zeroed_movable_folio(k, vma, address, gfp, order)
         if folio and mem_cgroup_charge(k):
             if still_free(k, vmf, order):
                 count_refused(k, vmf, order)
@@ -232,7 +233,7 @@ def wp_zero_page(k: Arena, vmf: VmFault) -> int:
         return do_anonymous_write(k, vmf, EV_wp_zero)
     if not vma_prepare_anon(k, vmf.vma):
         return VM_FAULT_OOM
-    folio = vma_alloc_zeroed_movable_folio(k, vmf.address, 0)
+    folio = vma_alloc_zeroed_movable_folio(k, vmf.vma, vmf.address, GFP_HIGHUSER_MOVABLE, 0)
     if not folio:
         return VM_FAULT_OOM
     if not mem_cgroup_charge(k):

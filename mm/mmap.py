@@ -21,10 +21,12 @@ from .vm_flags import (
     MAP_LOCKED,
     MAP_NORESERVE,
     MAP_SHARED,
+    PROT_MTE,
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_LOCKED,
+    VM_MTE,
     VM_NORESERVE,
     VM_SHARED,
     VM_WRITE,
@@ -81,6 +83,8 @@ def do_mmap(
     length = -(-length // k.page_size) * k.page_size
     if not length or address & ~k.page_mask or address + length > k.task_size:
         return -EINVAL if not length or address & ~k.page_mask else -ENOMEM
+    if prot & PROT_MTE and k.arch.gfp_zerotags and file:
+        return -EINVAL  # memory with tags is anonymous
     if vmas_in(k, mm, address, address + length):
         if not flags & MAP_FIXED or flags & MAP_FIXED_NOREPLACE:
             return -EEXIST
@@ -90,6 +94,8 @@ def do_mmap(
     if k.mm[mm * _M + MM_MAP_COUNT] >= SYSCTL_MAX_MAP_COUNT:
         return -ENOMEM
     vm_flags = calc_vm_flags(prot, flags)
+    if prot & PROT_MTE and k.arch.gfp_zerotags:
+        vm_flags |= VM_MTE
     if not file:
         if vm_flags & VM_SHARED:
             file = filemap.shmem_file_setup(k, length >> k.page_shift)

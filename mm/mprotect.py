@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .arena import FILE_RECORD
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
 from .contpte import clear_full_ptes, read_ptes, set_ptes
 from .fault import fault_in
 from .huge_memory import change_huge_pmd
 from .layout import (
+    FILE_SHMEM,
     NR_ORDERS,
     PAGE_FLAGS,
     PAGE_HEAD,
     PAGE_ORDER,
     VMA_END,
+    VMA_FILE,
     VMA_FLAGS,
     VMA_MM,
     VMA_PAGE_PROT,
@@ -39,9 +42,11 @@ from .pgtable import (
 from .vm_flags import (
     EINVAL,
     ENOMEM,
+    PROT_MTE,
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_LOCKED,
+    VM_MTE,
     VM_NORESERVE,
     VM_SHARED,
     VM_WRITE,
@@ -72,6 +77,11 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
         if prot & VM_WRITE and not flags & (VM_SHARED | VM_NORESERVE):
             # SIMPLIFIED: it stays when the right to write goes; since 6.7 not where no page was made.
             flags |= VM_ACCOUNT
+        if prot & PROT_MTE and k.arch.gfp_zerotags:
+            file = k.vma[base + VMA_FILE]
+            if file and not k.file[file * FILE_RECORD + FILE_SHMEM]:
+                return -EINVAL  # memory with tags is anonymous
+            flags |= VM_MTE  # for good: no call takes it away
         old = k.vma[base + VMA_FLAGS]
         if not vma_set_flags(k, vma, at, stop, flags):
             return -ENOMEM

@@ -51,6 +51,12 @@ if TYPE_CHECKING:
     from .arena import Arena
 
 _ZEROES = memoryview(bytes(4 * _P)).cast("I")
+# Of the allocation flags these two change something here.
+__GFP_DIRECT_RECLAIM = 0x400
+__GFP_NORETRY = 0x10000
+GFP_HIGHUSER_MOVABLE = __GFP_DIRECT_RECLAIM
+GFP_TRANSHUGE_LIGHT = 0
+GFP_TRANSHUGE = GFP_TRANSHUGE_LIGHT | __GFP_DIRECT_RECLAIM
 # Page 0 is "none"; the zero page follows it.
 ZERO_PFN = 1
 
@@ -172,7 +178,7 @@ def account(k: Arena, user: int, nr: int) -> None:
 
 
 def folio_alloc(
-    k: Arena, order: int, flags: int, user: int, reclaim: bool = True, retry: bool = True
+    k: Arena, order: int, flags: int, user: int, gfp: int = GFP_HIGHUSER_MOVABLE
 ) -> int:
     """
     Return a new folio of 2**order pages with one reference, not zeroed; 0 when memory is short.
@@ -180,16 +186,16 @@ def folio_alloc(
     Args:
         flags: PG_* bits of the head page.
         user: whose memory it is, as in account().
-        reclaim: whether the shrinkers may run to make room (direct reclaim).
-        retry: whether they may do so more than once (no __GFP_NORETRY).
+        gfp: with __GFP_DIRECT_RECLAIM the shrinkers may run to make room, with __GFP_NORETRY only once.
     """
     inject = k.inject
     if inject is not None and inject.should_fail_alloc(order):
         return 0
     pfn = alloc_pages(k, order)
+    reclaim = gfp & __GFP_DIRECT_RECLAIM
     while not pfn and reclaim and any(shrink(k) for shrink in k.shrinkers):
         pfn = alloc_pages(k, order)
-        reclaim = retry
+        reclaim = not gfp & __GFP_NORETRY
     if not pfn:
         k.vmstat[VM_oom_kill] += not order
         return 0

@@ -59,6 +59,8 @@ from .layout import (
 from .pgtable import pte_pfn, pte_present
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .arena import Arena
 
 
@@ -182,6 +184,16 @@ class PyRanges:
         if total in (words[base + FOLIO_MM0_MAPCOUNT], words[base + FOLIO_MM1_MAPCOUNT]):
             words[base + FOLIO_MAYBE_SHARED] = 0
 
+    def clear_pages(self, pfn: int, nr: int) -> None:
+        """Zero pages, the first one first."""
+        self._clear(pfn + i for i in range(nr))
+
+    def _clear(self, pages: Iterable[int]) -> None:
+        words = 1 << self.k.table_shift
+        zeros = memoryview(bytes(8 * words)).cast("Q")
+        for pfn in pages:
+            self.k.phys[pfn * words : (pfn + 1) * words] = zeros
+
     def clear_huge_page(self, pfn: int, nr: int, fault: int) -> None:
         """Zero pages, the faulting one last."""
         if 2 * fault <= nr:
@@ -192,10 +204,7 @@ class PyRanges:
             order = [*range(base)]
         for i in range(pairs):
             order += [base + i, base + 2 * pairs - 1 - i]
-        words = 1 << self.k.table_shift
-        zeros = memoryview(bytes(8 * words)).cast("Q")
-        for i in order:
-            self.k.phys[(pfn + i) * words : (pfn + i + 1) * words] = zeros
+        self._clear(pfn + i for i in order)
 
     def copy_pages(self, to: int, source: int, nr: int) -> None:
         """Copy pages."""

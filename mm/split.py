@@ -46,6 +46,7 @@ from .layout import (
     PG_exclusive,
     PG_lazyfree,
     PG_lru,
+    PG_mte_tagged,
     PG_partially_mapped,
     PG_swapbacked,
     VM_nr_anon_pages,
@@ -160,10 +161,10 @@ def _make_small(k: Arena, page: int, keep: int, mapping: int, index: int) -> Non
     """Make one page of a folio that is being split a folio of its own."""
     words, base = k.page, page * _P
     count = words[base + PAGE_MAPCOUNT]
-    exclusive = words[base + PAGE_FLAGS] & PG_exclusive
+    own = words[base + PAGE_FLAGS] & (PG_exclusive | PG_mte_tagged)
     for word in range(_P):
         words[base + word] = 0
-    words[base + PAGE_FLAGS] = keep | exclusive
+    words[base + PAGE_FLAGS] = keep | own
     words[base + PAGE_MAPCOUNT] = words[base + PAGE_REFCOUNT] = count
     words[base + PAGE_HEAD] = page
     words[base + PAGE_MAPPING] = mapping

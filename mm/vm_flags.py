@@ -17,6 +17,7 @@ VM_WIPEONFORK = 0x2000000
 VM_DONTDUMP = 0x4000000
 VM_HUGEPAGE = 0x20000000
 VM_NOHUGEPAGE = 0x40000000
+VM_MTE = 0x100000000
 
 #: Flags in which two VMAs may differ and still share an anon_vma.
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
@@ -31,6 +32,7 @@ VM_FAULT_FALLBACK = 0x800
 PROT_READ = 0x1
 PROT_WRITE = 0x2
 PROT_EXEC = 0x4
+PROT_MTE = 0x20  # arm64's number, where memory has tags
 
 MAP_SHARED = 0x1
 MAP_PRIVATE = 0x2

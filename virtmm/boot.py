@@ -247,6 +247,7 @@ class CoreRanges:
             "folio_remove_rmap_range",
             "folio_add_mm",
             "folio_sub_mm",
+            "clear_pages",
             "clear_huge_page",
             "copy_pages",
             "tlb_reach_ptes",

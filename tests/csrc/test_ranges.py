@@ -308,8 +308,12 @@ def test_zeroing_order_of_the_series():
     assert zeroing_order(8, 7) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
+def test_zeroing_order_of_an_allocator():
+    assert zeroing_order(8, None) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
 def zeroing_order(nr, fault):
-    """Return the pages in the order in which the Python twin zeroes them."""
+    """Return the pages in the order in which the Python twin zeroes them; fault None: upwards."""
     order = []
 
     class Memory:
@@ -317,7 +321,11 @@ def zeroing_order(nr, fault):
             assert len(value) == span.stop - span.start == 512
             order.append(span.start // 512)
 
-    PyRanges(SimpleNamespace(phys=Memory(), table_shift=9)).clear_huge_page(0, nr, fault)
+    ops = PyRanges(SimpleNamespace(phys=Memory(), table_shift=9))
+    if fault is None:
+        ops.clear_pages(0, nr)
+    else:
+        ops.clear_huge_page(0, nr, fault)
     return order
 
 
@@ -327,11 +335,14 @@ def test_zeroing_and_copying_of_memory(k, rng, nr):
     page = 1 << k.table_shift
     low = k.config.nr_pages - 300
     memory = k.phys[low * page : k.config.nr_pages * page].cast("B")
-    for fault in {0, 1, nr // 2, nr - 1} & set(range(nr)):
+    for fault in (None, *({0, 1, nr // 2, nr - 1} & set(range(nr)))):
         results = []
         for ops in (k.ops, PyRanges(k)):
             memory[:] = b"\xa5" * len(memory)
-            ops.clear_huge_page(low + 2, nr, fault)
+            if fault is None:
+                ops.clear_pages(low + 2, nr)
+            else:
+                ops.clear_huge_page(low + 2, nr, fault)
             results.append(bytes(memory))
         assert results[0] == results[1]
         size = k.page_size

@@ -56,6 +56,7 @@ def loops(x):
         ops.folio_dup_anon_rmap_ptes(first, first, nr)
         assert ops.folio_remove_rmap_range(first, first, nr) == 0
         for fault in {0, 1 % nr, nr // 2, nr - 1}:
+            ops.clear_pages(first, nr)
             ops.clear_huge_page(first, nr, fault)
         ops.copy_pages(first, 0, nr)
         zap(x, order)

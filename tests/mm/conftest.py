@@ -87,11 +87,20 @@ def lab(request):
     """Return a function that boots a machine with process 1; validated and closed at the end."""
     machines = []
 
-    def boot(defconfig="anonfolio_basic", *sets, arch="arm64", fragments=(), knobs=(), **kw):
+    def boot(
+        defconfig="anonfolio_basic",
+        *sets,
+        arch="arm64",
+        fragments=(),
+        knobs=(),
+        arch_dir=None,
+        **kw,
+    ):
         small = () if any(s.startswith("MEMORY_MB") for s in sets) else ("MEMORY_MB=1024",)
         ranges = "y" if request.param == "c" else "n"
-        config = resolve(arch, defconfig, fragments, [f"C_RANGES={ranges}", *small, *sets])
-        machine = Lab(config, knobs, **kw)
+        sets = [f"C_RANGES={ranges}", *small, *sets]
+        config = resolve(arch, defconfig, fragments, sets, arch_dir)
+        machine = Lab(config, knobs, arch_dir=arch_dir, **kw)
         machines.append(machine)
         assert machine.spawn(1) == 0
         return machine
