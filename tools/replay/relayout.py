@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-Lay a trace out anew for base pages larger than those it was recorded with.
+Lay a trace out anew for larger base pages, or a smaller address space, than it was recorded with.
 
 A program that runs on a kernel with 16K or 64K pages is given other addresses: every mapping starts
 and ends on a page of its own. The rule, for a recording page r and a larger page S:
@@ -17,8 +17,15 @@ and ends on a page of its own. The rule, for a recording page r and a larger pag
 4. A page of S lives as long as any recorded page in it, and allows what any of them allows. munmap,
    MADV_DONTNEED and the like take only pages of S none of whose other recorded pages is in use.
    mremap moves a page of S whole: what of it does not belong to the moved range faults again.
-5. Executable files are laid out anew where the kernel reads them in large folios, with S as recorded
-   too (executables.py). Their mappings have only one another for neighbours in rule 1.
+5. Where addresses of the recording lie above the top of the new space, rules 1 to 4 hold with S = r too,
+   and "where it was" is the recorded address scaled to 15/16 of the new space, its low KEEP_BITS bits as they
+   were: order stays, gaps shrink, alignment to huge pages stays. What falls together goes to the nearest
+   free place, one that keeps those bits if there is one. A stack goes to the top. The heap's room is a
+   quarter of the space at most.
+6. Executable files are laid out anew where the kernel reads them in large folios, with S = r too
+   (executables.py). Their mappings have only one another for neighbours in rule 1.
+
+What fits nowhere is an AddressSpaceError.
 
 SIMPLIFIED: the program's own choices that depend on the page size (malloc's trim and growth steps, stack and
 arena sizes) stay as recorded; kernels with larger pages are shown with slightly more partly used
@@ -27,13 +34,11 @@ pages than a program built for them has.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from virtmm.tools.replay.executables import place_object
+from virtmm.tools.replay.rangemap import RangeMap, joined
 
 #: A call of the machine: method and arguments after the pid.
 Call = tuple[str, tuple[int, ...]]
@@ -44,89 +49,12 @@ MREMAP_DONTUNMAP = 4
 #: Addresses kept free above the start of a heap and below a stack.
 HEAP_ROOM = 64 << 30
 STACK_ROOM = 64 << 20
-
-T = TypeVar("T")
-
-
-@dataclass
-class RangeMap(Generic[T]):
-    """Disjoint half-open ranges of addresses, each with a value."""
-
-    starts: list[int] = field(default_factory=list)
-    ranges: dict[int, tuple[int, T]] = field(default_factory=dict)  # start -> end, value
-
-    def copy(self) -> RangeMap[T]:
-        """Return an independent copy."""
-        return RangeMap(self.starts.copy(), self.ranges.copy())
-
-    def at(self, address: int) -> tuple[int, int, T] | None:
-        """Return (start, end, value) of the range that holds address."""
-        i = bisect_right(self.starts, address) - 1
-        if i < 0:
-            return None
-        start = self.starts[i]
-        end, value = self.ranges[start]
-        return (start, end, value) if address < end else None
-
-    def above(self, address: int) -> tuple[int, int, T] | None:
-        """Return the first range that starts above address."""
-        i = bisect_right(self.starts, address)
-        if i == len(self.starts):
-            return None
-        start = self.starts[i]
-        return (start, *self.ranges[start])
-
-    def overlapping(self, start: int, end: int) -> list[tuple[int, int, T]]:
-        """Return the ranges that share an address with [start, end), whole, in order."""
-        i = max(bisect_right(self.starts, start) - 1, 0)
-        found = []
-        while i < len(self.starts) and self.starts[i] < end:
-            first = self.starts[i]
-            last, value = self.ranges[first]
-            if last > start:
-                found.append((first, last, value))
-            i += 1
-        return found
-
-    def cut(self, start: int, end: int) -> list[tuple[int, int, T]]:
-        """Return what is in [start, end), cut to it."""
-        return [
-            (max(first, start), min(last, end), value)
-            for first, last, value in self.overlapping(start, end)
-        ]
-
-    def clear(self, start: int, end: int) -> list[tuple[int, int, T]]:
-        """Take [start, end) out and return what was there, cut to it."""
-        removed = self.cut(start, end)
-        for first, last, value in self.overlapping(start, end):
-            del self.starts[bisect_right(self.starts, first) - 1]
-            del self.ranges[first]
-            if first < start:
-                self._insert(first, start, value)
-            if last > end:
-                self._insert(end, last, value)
-        return removed
-
-    def set(self, start: int, end: int, value: T) -> None:
-        """Give [start, end) a value; it takes the place of what was there."""
-        if start < end:
-            self.clear(start, end)
-            self._insert(start, end, value)
-
-    def _insert(self, start: int, end: int, value: T) -> None:
-        insort(self.starts, start)
-        self.ranges[start] = (end, value)
+#: Bits of an address that stay when a space is scaled down: 2 MiB, x86's huge page.
+KEEP_BITS = 21
 
 
-def joined(ranges: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]]:
-    """Return the ranges in order; those that touch or overlap and have one value become one."""
-    result: list[tuple[int, int, T]] = []
-    for start, end, value in sorted(ranges, key=lambda r: r[:2]):
-        if result and start <= result[-1][1] and value == result[-1][2]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]), value)
-        elif start < end:
-            result.append((start, end, value))
-    return result
+class AddressSpaceError(Exception):
+    """A program maps more than the address space holds."""
 
 
 class Piece(NamedTuple):
@@ -148,16 +76,24 @@ class AddressSpace:
         pieces: recorded addresses that are mapped. All pieces in one new page have one shift.
         taken: new pages in use, with the protection that the machine gave them.
         reserved: new addresses that only the heap and stacks may take.
+        recorded_top: end of the recorded space where that is larger than the new one, else 0.
         exec_align: address and file offset of executable objects are congruent modulo this.
     """
 
     def __init__(
-        self, page_size: int, task_size: int, recorded_page: int, exec_align: int = 0
+        self,
+        page_size: int,
+        task_size: int,
+        recorded_page: int,
+        recorded_top: int = 0,
+        exec_align: int = 0,
     ) -> None:
         self.page = page_size
         self.top = task_size
         self.recorded_page = recorded_page
         self.exec_align = exec_align
+        self.recorded_top = recorded_top
+        self.heap_room = self._down(min(HEAP_ROOM, task_size // 4))
         self.pieces: RangeMap[Piece] = RangeMap()
         self.taken: RangeMap[int] = RangeMap()
         self.reserved: RangeMap[int] = RangeMap()
@@ -166,7 +102,9 @@ class AddressSpace:
 
     def copy(self) -> AddressSpace:
         """Return what a forked child has."""
-        child = AddressSpace(self.page, self.top, self.recorded_page, self.exec_align)
+        child = AddressSpace(
+            self.page, self.top, self.recorded_page, self.recorded_top, self.exec_align
+        )
         child.pieces, child.taken = self.pieces.copy(), self.taken.copy()
         child.reserved = self.reserved.copy()
         child.heap, child.heap_end = self.heap, self.heap_end
@@ -230,18 +168,30 @@ class AddressSpace:
         for want in wants:
             if self.free(want, want + length):
                 return want
-        at = min(wants[-1], self._down(self.top - length))
-        while at >= self.page:
+        for step in (1 << KEEP_BITS, self.page) if self.recorded_top else (self.page,):
+            if at := self._near(wants[-1], length, step):
+                return at
+        raise AddressSpaceError
+
+    def _near(self, want: int, length: int, step: int) -> int:
+        """Return the nearest free place below want, else above it, whole steps away; 0 = none."""
+        high = min(want, self.top - length)
+        while (at := high - (high - want) % step) >= self.page:
             blocking = self.blocking(at, at + length)
             if not blocking:
                 return at
-            at = self._down(min(start for start, *_ in blocking) - length)
-        at = max(wants[-1], self.page)
-        while blocking := self.blocking(at, at + length):
-            at = self._up(max(end for _, end, _ in blocking))
-        return at
+            high = min(start for start, *_ in blocking) - length
+        low = max(want, self.page)
+        while (at := low + (want - low) % step) <= self.top - length:
+            blocking = self.blocking(at, at + length)
+            if not blocking:
+                return at
+            low = max(end for _, end, _ in blocking)
+        return 0
 
-    def _wants(self, start: int, end: int, size: int, part_of: int = 0) -> list[int]:
+    def _wants(
+        self, start: int, end: int, size: int, grows: bool = False, part_of: int = 0
+    ) -> list[int]:
         """Return where a mapping of ``size`` bytes of whole pages would best be, best first."""
         wants = []
         above = self.pieces.at(end)
@@ -250,6 +200,10 @@ class AddressSpace:
         below = self.pieces.at(start - 1) if start else None
         if below and below[1] == start and below[2].part_of == part_of:
             wants.append(self._up(start + below[2].shift))
+        if self.recorded_top and not grows:  # rule 5; a stack is looked for from the top down
+            high, low = divmod(start, 1 << KEEP_BITS)
+            top = self.top - self.top // 16
+            start = (high * top // self.recorded_top << KEEP_BITS) + low
         return [*wants, self._down(start)]
 
     # Calls
@@ -282,7 +236,7 @@ class AddressSpace:
             calls = self._release(removed)
             inside, room = offset % self.page, STACK_ROOM if grows else 0
             size = self._up(inside + length) + room
-            wants = [want - room for want in self._wants(start, end, size - room, part_of)]
+            wants = [want - room for want in self._wants(start, end, size - room, grows, part_of)]
             if part_of:
                 wants.insert(0, place_object(self, wants, size, offset - inside, prot))
             low = self._place(wants, size)
@@ -360,12 +314,16 @@ class AddressSpace:
         base = -(-start // self.recorded_page) * self.recorded_page
         if base != self.heap:
             self.heap = self.heap_end = base
-            low = self._place(self._wants(base, base + HEAP_ROOM, HEAP_ROOM), HEAP_ROOM)
-            self.reserved.set(low, low + HEAP_ROOM, 0)
+            room = self.heap_room
+            low = self._place(self._wants(base, base + room, room), room)
+            self.reserved.set(low, low + room, 0)
             self.heap_shift = low - base
         old, shift = self.heap_end, self.heap_shift
         end = max(-(-(start + length) // self.recorded_page) * self.recorded_page, base)
         self.heap_end = end
+        beyond = base + shift + self.heap_room, self._up(end + shift)
+        if beyond[0] < beyond[1] and not self._free(*beyond):
+            raise AddressSpaceError
         calls: list[Call] = []
         if end < old:
             removed = self.pieces.clear(end, old)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtmm.tools.replay.executables import executables
-from virtmm.tools.replay.relayout import AddressSpace
+from virtmm.tools.replay.relayout import AddressSpace, AddressSpaceError
 from virtmm.tools.report.cost import CostTable, load_costs
 from virtmm.tools.trace.schema import (
     FAULT_KERNEL,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from virtmm.policy import Policy
 
 _PROT_WRITE = 2
+#: Of the recorded protection: read, write, execute, and arm64's memory tags (PROT_MTE).
+_PROT = 0x27
 _MAP_FIXED = 0x10
 _MAP_GROWSDOWN = 0x100
 _MAP_FIXED_NOREPLACE = 0x100000
@@ -66,6 +68,10 @@ SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/repl
 SIMPLIFIED_EXECUTABLES = (
     "executable files moved to addresses that suit large folios (tools/replay/executables.py)"
 )
+SIMPLIFIED_SMALLER = (
+    "mappings moved closer together: the address space is smaller than the recorded one "
+    "(tools/replay/relayout.py)"
+)
 SIMPLIFIED_LARGER = "recorded with larger pages: what was touched within one is known once a page"
 SIMPLIFIED_AROUND = "recorded with fault-around: which file pages it mapped is not known"
 
@@ -80,7 +86,8 @@ class Replay:
     One trace on one machine.
 
     Attributes:
-        spaces: pid -> the process's address space in both layouts; empty when pages are equal.
+        spaces: pid -> the process's address space in both layouts; empty when addresses stay.
+        recorded_top: end of the recorded address space if the machine's is smaller, else 0.
         programs: (pid, programs it had started before) -> the command that it ran then.
         segv: accesses that the virtual kernel refused.
         row: the event that is being replayed, counted from 0 as trace files are.
@@ -92,6 +99,7 @@ class Replay:
     segv: int = 0
     refused: int = 0
     row: int = 0
+    recorded_top: int = 0
     spaces: dict[int, AddressSpace] = field(default_factory=dict)
     commands: dict[int, str] = field(default_factory=dict)
     programs: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -103,9 +111,12 @@ class Replay:
     def __post_init__(self) -> None:
         """Choose between replaying addresses as they are and laying them out anew."""
         machine = self.machine
+        if highest := self.reader.highest(machine.task_size):
+            self.recorded_top = 1 << highest.bit_length()
         order = machine.k.config.exec_folio_order
         self.exec_align = machine.page_size << order if order else 0
-        self.relayout = machine.page_size > self.reader.page_size or bool(order)
+        larger = machine.page_size > self.reader.page_size
+        self.relayout = larger or self.recorded_top > 0 or order > 0
         self._executables = executables(self.reader) if order else frozenset()
         self._handlers: dict[int, Callable[[Row], None]] = {
             KIND_MMAP: self._mmap,
@@ -127,7 +138,7 @@ class Replay:
             progress: called after each batch with the rows done so far.
 
         Raises:
-            TraceError: the trace contradicts itself.
+            TraceError: the trace contradicts itself, or a program does not fit into the addresses.
             OutOfMemoryError: the machine has none left; ``row`` is the event.
         """
         touch, handlers, spaces = self.machine.touch, self._handlers, self.spaces
@@ -141,13 +152,19 @@ class Replay:
                         "record the program from its start"
                     )
                 if kind != KIND_FAULT:
-                    handlers[kind](event)
+                    try:
+                        handlers[kind](event)
+                    except AddressSpaceError:
+                        raise self._no_room(pid) from None
                     continue
                 if self._starting and not event[9] & FAULT_KERNEL:
                     self._starting.pop(pid, None)
                 address = event[4]
                 if self._stacks and pid in self._stacks:
-                    self._fill_stack(pid, address)
+                    try:
+                        self._fill_stack(pid, address)
+                    except AddressSpaceError:
+                        raise self._no_room(pid) from None
                 if spaces:
                     moved = spaces[pid].address(event[4])
                     if moved is None:
@@ -159,6 +176,14 @@ class Replay:
                     self._fault_error(error)
             done += len(batch)
             progress(done)
+
+    def _no_room(self, pid: int) -> TraceError:
+        machine = self.machine
+        return TraceError(
+            f"{self.reader.path}: row {self.row}: process {pid} does not fit into the "
+            f"{machine.task_size >> 20} MiB of addresses that {machine.config.arch} gives it; "
+            "replay it on another architecture"
+        )
 
     def _fault_error(self, error: int) -> None:
         if is_oom(error):
@@ -228,7 +253,7 @@ class Replay:
                 start,
                 length,
                 offset if file else 0,
-                prot & 7,
+                prot & _PROT,
                 grows=bool(flags & _MAP_GROWSDOWN),
                 part_of=self._object(pid, file),
             )
@@ -238,7 +263,7 @@ class Replay:
             pid,
             start,
             length,
-            prot & 7,
+            prot & _PROT,
             flags,
             self._file(file),
             offset // page,
@@ -266,7 +291,7 @@ class Replay:
             self._check(self.machine.munmap(pid, start, length))
 
     def _mprotect(self, event: Row) -> None:
-        pid, start, length, prot = event[1], event[4], event[5], event[8] & 7
+        pid, start, length, prot = event[1], event[4], event[5], event[8] & _PROT
         if self.relayout:
             self._make(pid, self.spaces[pid].mprotect(start, length, prot))
         else:
@@ -324,7 +349,11 @@ class Replay:
         if self.relayout:
             machine = self.machine
             self.spaces[pid] = AddressSpace(
-                machine.page_size, machine.task_size, self.reader.page_size, self.exec_align
+                machine.page_size,
+                machine.task_size,
+                self.reader.page_size,
+                self.recorded_top,
+                self.exec_align,
             )
 
     def _exit(self, event: Row) -> None:
@@ -396,6 +425,8 @@ def _identity(
         simplified.append(SIMPLIFIED_RELAYOUT)
     if run.exec_align:
         simplified.append(SIMPLIFIED_EXECUTABLES)
+    if run.recorded_top:
+        simplified.append(SIMPLIFIED_SMALLER)
     if machine.page_size < reader.page_size:
         simplified.append(SIMPLIFIED_LARGER)
     if reader.metadata.get("fault_around_bytes") != reader.page_size:

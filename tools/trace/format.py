@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from virtmm.tools.trace.schema import (
     ANONYMOUS,
@@ -321,6 +322,26 @@ class TraceReader:
             with self.path.open("rb") as stream:
                 self._hash = hashlib.file_digest(stream, "sha256").hexdigest()
         return self._hash
+
+    def highest(self, address: int) -> int:
+        """
+        Return the largest ``addr`` of all calls if one is ``address`` or above, else 0.
+
+        Faults do not count: a program may touch what it never mapped.
+        """
+        footer = self._file.metadata
+        at = footer.schema.names.index("addr")
+        groups = [footer.row_group(i).column(at).statistics for i in range(footer.num_row_groups)]
+        if all(s is not None and s.has_min_max and s.max < address for s in groups):
+            return 0
+        found = 0
+        try:
+            for batch in self._file.iter_batches(columns=["kind", "addr"]):
+                calls = pc.not_equal(batch.column("kind").cast(pa.string()), "fault")
+                found = max(found, pc.max(batch.column("addr").filter(calls)).as_py() or 0)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+        return found if found >= address else 0
 
     def batches(self) -> Iterator[list[Row]]:
         """

@@ -27,9 +27,9 @@ def write_trace(tmp_path):
 def run():
     """Return a function: trace file, named kernel -> result."""
 
-    def run(path, kernel="baseline_4k", sets=(), knobs=(), fragments=(), **kw):
+    def run(path, kernel="baseline_4k", sets=(), knobs=(), fragments=(), arch="arm64", **kw):
         with TraceReader(path) as reader:
-            config = resolve("arm64", kernel, fragments, sets)
+            config = resolve(arch, kernel, fragments, sets)
             return replay(reader, config, kernel, knobs, **kw)
 
     return run

@@ -2,7 +2,8 @@
 """Addresses laid out anew: each rule by example."""
 
 import pytest
-from virtmm.tools.replay.relayout import HEAP_ROOM, STACK_ROOM, AddressSpace, RangeMap, joined
+from virtmm.tools.replay.rangemap import RangeMap, joined
+from virtmm.tools.replay.relayout import HEAP_ROOM, STACK_ROOM, AddressSpace, AddressSpaceError
 
 R = 4096
 TOP = 1 << 47
@@ -234,3 +235,80 @@ def test_range_map():
     assert ranges.above(11) == (18, 30, "b")
     assert ranges.cut(0, 11) == [(10, 11, "a")]
     assert joined([(4, 6, 1), (0, 4, 1), (6, 7, 2), (9, 9, 1)]) == [(0, 6, 1), (6, 7, 2)]
+
+
+# A smaller space (rule 5)
+
+SMALL = 0xF0000000
+PROGRAM, LIBRARY, STACK = 0x555555554000, 0x7FFFF7DD5000, 0x7FFFFFFDE000
+KEEP = 1 << 21
+
+
+def small(page=R, top=SMALL):
+    return AddressSpace(page, top, R, TOP)
+
+
+def test_a_smaller_space_keeps_order_and_low_bits():
+    space = small()
+    places = [
+        space.mmap(at, 16 * R, 0, RW, grows=at == STACK)[0] for at in (PROGRAM, LIBRARY, STACK)
+    ]
+    assert places == sorted(places) and places[-1] + 16 * R <= SMALL
+    for at, place in zip((PROGRAM, LIBRARY, STACK), places, strict=True):
+        assert place % KEEP == at % KEEP
+    assert places[0] // KEEP == (PROGRAM // KEEP) * (SMALL * 15 // 16) // TOP
+    assert space.address(LIBRARY + 5 * R + 9) == places[1] + 5 * R + 9
+
+
+def test_neighbours_stay_neighbours_in_a_smaller_space():
+    space = small()
+    low = space.mmap(LIBRARY, 16 * R, 0, RX)[0]
+    assert space.mmap(LIBRARY + 16 * R, 4 * R, 0, RW)[0] == low + 16 * R
+    assert space.mmap(LIBRARY - 8 * R, 8 * R, 0, RW)[0] == low - 8 * R
+
+
+def test_places_that_fall_together_move_down_by_whole_steps():
+    space = small()
+    first = space.mmap(LIBRARY, 16 * R, 0, RW)[0]
+    second = space.mmap(LIBRARY - 40 * KEEP, 16 * R, 0, RW)[0]
+    assert second < first and first - second == KEEP
+    # Where no such place is left, any will do.
+    crowded = small(top=8 << 20)
+    spread = [crowded.mmap(LIBRARY + n * 40 * KEEP, R, 0, RW)[0] for n in range(-8, 1)]
+    assert len({place % KEEP for place in spread}) > 1
+    assert len(set(spread)) == 9
+
+
+@pytest.mark.parametrize("page", [R, 8192])
+def test_a_program_that_does_not_fit(page):
+    space = small(page)
+    with pytest.raises(AddressSpaceError):
+        space.mmap(LIBRARY - SMALL, SMALL, 0, RW)
+    for n in range(3):
+        space.mmap(n << 40, 1 << 30, 0, RW)
+    with pytest.raises(AddressSpaceError):
+        space.mmap(5 << 40, 1 << 30, 0, RW)
+
+
+def test_the_heap_of_a_smaller_space():
+    space = small()
+    space.mmap(PROGRAM, 16 * R, 0, RW)
+    heap = PROGRAM + (1 << 30)
+    assert space.heap_room == SMALL // 4
+    assert space.brk(heap, 0)
+    ((_, (start, end)),) = space.brk(heap, SMALL // 4)
+    assert end - start == SMALL // 4 and end <= SMALL
+    low, size, _ = space.mmap(heap - 4 * R, 2 * R, 0, RW)
+    assert low + size <= start or low >= end
+    with pytest.raises(AddressSpaceError):
+        space.brk(heap, SMALL)
+
+
+def test_the_heap_may_go_beyond_its_room_where_nothing_is():
+    space = AddressSpace(65536, TOP, R)
+    space.brk(0x400000, 0)
+    ((_, (start, end)),) = space.brk(0x400000, HEAP_ROOM + (1 << 30))
+    assert end - start == HEAP_ROOM + (1 << 30)
+    space.mmap(0x400000 + 2 * HEAP_ROOM, R, 0, RW)
+    with pytest.raises(AddressSpaceError):
+        space.brk(0x400000, 3 * HEAP_ROOM)

@@ -22,9 +22,17 @@ from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 
 R = 4096
-#: Page size, and the alignment of executable files.
-SIZES = [(16384, 0), (65536, 0), (4096, 65536), (16384, 65536)]
 TOP = 1 << 47
+#: Page size and end of the new space, alignment of executables: larger pages, a smaller space, both.
+SPACES = [
+    (16384, TOP, 0),
+    (65536, TOP, 0),
+    (4096, TOP, 65536),
+    (16384, TOP, 65536),
+    (4096, 0xF0000000, 0),
+    (8192, 1 << 42, 0),
+    (65536, 1 << 32, 0),
+]
 BASE = 0x7F0000000000
 NONE, READ, RW, RX = 0, 1, 3, 5
 FIXED, GROWSDOWN, ANON, SHARED = 0x10, 0x100, 0x20, 1
@@ -93,17 +101,21 @@ class Pair:
     pid: int = 0
     model: Model = field(default_factory=Model)
     space: AddressSpace = None
+    top: int = TOP
 
     def __post_init__(self):
+        if self.machine:
+            self.top = min(TOP, self.machine.task_size)
         if self.space is None:
-            self.space = AddressSpace(self.page, TOP, R, self.align)
+            recorded_top = TOP if self.top < TOP else 0
+            self.space = AddressSpace(self.page, self.top, R, recorded_top, self.align)
 
     def make(self, calls):
         for name, args in calls:
             assert name in ("munmap", "mprotect", "brk", "mremap", "madvise")
             start = args[0]
             assert start % self.page == 0
-            assert start + args[1] <= TOP or name == "brk"
+            assert start + args[1] <= self.top or name == "brk"
             if name in ("munmap", "mprotect", "madvise"):
                 assert args[1] > 0
                 assert args[1] % self.page == 0
@@ -211,7 +223,7 @@ class Pair:
         assert taken == [
             (a, b) for a, b, _ in joined((n * size, (n + 1) * size, 0) for n in wanted)
         ]
-        assert not taken or (taken[0][0] >= size and taken[-1][1] <= TOP)
+        assert not taken or (taken[0][0] >= size and taken[-1][1] <= self.top)
         if self.machine:
             assert mapped(self.machine, self.pid) == joined(given_to(space.taken))
 
@@ -319,17 +331,17 @@ def with_tails(test):
     return test
 
 
-@pytest.mark.parametrize("size, align", SIZES)
+@pytest.mark.parametrize(("size", "top", "align"), SPACES)
 @with_tails
 @settings(max_examples=10 * settings.default.max_examples)
 @given(steps=st.lists(STEP, min_size=4, max_size=40))
-def test_any_program_keeps_the_rules(size, align, steps):
-    pair, parents = Pair(size, align), []
+def test_any_program_keeps_the_rules(size, top, align, steps):
+    pair, parents = Pair(size, align, top=top), []
     pair.mmap(STACK, 4, RW, flags=0x22 | GROWSDOWN)
     for kind, *args in steps:
         if kind == "fork":
             parents.append((pair, pair.model.copy()))
-            pair = Pair(size, align, model=pair.model.copy(), space=pair.space.copy())
+            pair = Pair(size, align, model=pair.model.copy(), space=pair.space.copy(), top=top)
         step(pair, kind, *args)
         pair.check()
     for parent, model in parents:  # what the child did is not to be seen
@@ -337,14 +349,21 @@ def test_any_program_keeps_the_rules(size, align, steps):
         parent.check()
 
 
-@pytest.fixture(
-    scope="module", params=[("baseline_16k", 512), ("baseline_64k", 2048), ("exefolio", 512)]
-)
+MACHINES = [
+    ("arm64", "baseline_16k", 512),
+    ("arm64", "baseline_64k", 2048),
+    ("arm64", "exefolio", 512),
+    ("alpha", "baseline_8k", 256),
+    ("m68k", "baseline_4k", 256),
+]
+
+
+@pytest.fixture(scope="module", params=MACHINES, ids=lambda m: f"{m[0]}-{m[1]}")
 def machine(request):
     """A machine that finds its own mistakes."""
-    name, mb = request.param
+    arch, name, mb = request.param
     sets = ["DEBUG_VM=y", f"MEMORY_MB={mb}"]
-    with Machine(resolve("arm64", name, sets=sets)) as m:
+    with Machine(resolve(arch, name, sets=sets)) as m:
         yield m
 
 

@@ -6,7 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from virtmm.tools.replay.replay import SIMPLIFIED_LARGER, SIMPLIFIED_RELAYOUT, Replay
+from virtmm.tools.replay.replay import (
+    SIMPLIFIED_LARGER,
+    SIMPLIFIED_RELAYOUT,
+    SIMPLIFIED_SMALLER,
+    Replay,
+)
 from virtmm.tools.report.result import check_result
 from virtmm.tools.trace.format import KIND_FAULT, File, TraceError, TraceReader
 
@@ -110,7 +115,11 @@ def test_segv_counts_and_ends_nothing(write_trace, run, kernel):
 def test_refused_calls_count(write_trace, run):
     """The trace says it worked; on the virtual kernel there is nothing to protect."""
     path = write_trace(
-        exec_(), call("mprotect", A, 4 * K, prot=1), mmap(A, 4 * K), fault(A), mmap(1 << 60, 4 * K)
+        exec_(),
+        call("mprotect", A, 4 * K, prot=1),
+        mmap(A, 4 * K),
+        fault(A),
+        call("mremap", A + 8 * K, 4 * K, addr2=A + 64 * K, len2=4 * K),
     )
     result = run(path)
     assert result["refused_calls"] == 2
@@ -494,3 +503,87 @@ def test_large_folios_save_two_faults_in_five(run):
     """Acceptance 4: on the gcc sample less than 60 % of the faults of base pages, on arm64."""
     path = SAMPLES / "gcc.parquet"
     assert run(path, "anonfolio_basic")["minflt"] < 0.6 * run(path)["minflt"]
+
+
+# --- architectures with a smaller address space ---------------------------------------------------
+
+
+def program(size=64 * K):
+    heap = 0x555555600000
+    return [
+        exec_(),
+        mmap(0x555555554000, 64 * K, READ | 4, 2, file=PROG),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
+        call("brk", heap),
+        call("brk", heap, size),
+        *faults(heap, size),
+        mmap(A, size),
+        *faults(A, size),
+        fault(STACK - 4 * K),
+        fork(2),
+        fault(A, pid=2),
+        exit_(2),
+        exit_(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arch", "kernel", "page"),
+    [
+        ("m68k", "baseline_4k", 4),
+        ("alpha", "baseline_8k", 8),
+        ("ia64", "baseline_4k", 4),
+        ("ia64", "baseline_16k", 16),
+        ("s390", "linux-6.12", 4),
+    ],
+)
+def test_a_smaller_address_space(write_trace, run, arch, kernel, page):
+    result = run(write_trace(*program()), kernel, arch=arch)
+    assert (result["segv"], result["refused"], result["oom"]) == (0, 0, None)
+    assert result["minflt"] == 2 * 64 // page + 2
+    assert SIMPLIFIED_SMALLER in result["simplified"]
+    assert (SIMPLIFIED_RELAYOUT in result["simplified"]) == (page > 4)
+
+
+@pytest.mark.parametrize("arch", ["arm64", "x86", "riscv"])
+def test_a_space_that_is_large_enough(write_trace, run, arch):
+    result = run(write_trace(*program(), name=arch), arch=arch)
+    assert SIMPLIFIED_SMALLER not in result["simplified"]
+    # Somebody's wild pointer does not change that.
+    path = write_trace(exec_(), fault(1 << 63), exit_(), name="wild")
+    result = run(path, arch=arch)
+    assert (result["segv"], SIMPLIFIED_SMALLER in result["simplified"]) == (1, False)
+
+
+def test_recorded_in_a_small_space_it_stays_there(write_trace, run):
+    path = write_trace(exec_(), mmap(0xEFFF0000, 16 * K), *faults(0xEFFF0000, 16 * K), exit_())
+    result = run(path, arch="m68k")
+    assert result["minflt"] == 4
+    assert SIMPLIFIED_SMALLER not in result["simplified"]
+
+
+def test_a_program_that_does_not_fit(write_trace, run):
+    path = write_trace(exec_(), mmap(A - (8 << 30), 8 << 30), exit_())
+    with pytest.raises(TraceError) as e:
+        run(path, arch="m68k")
+    assert str(e.value) == (
+        f"{path}: row 1: process 1 does not fit into the 3840 MiB of addresses that m68k gives it; "
+        "replay it on another architecture"
+    )
+    assert run(path, "baseline_8k", arch="alpha")["refused"] == 0
+
+
+def test_memory_tags_of_a_recording(write_trace):
+    """PROT_MTE (0x20) of mmap and of mprotect, with addresses as recorded and laid out anew."""
+    path = write_trace(
+        exec_(),
+        mmap(A, 64 * K, RW | 0x20),
+        *faults(A, 64 * K),
+        mmap(A + 128 * K, 64 * K),
+        call("mprotect", A + 128 * K, 64 * K, prot=RW | 0x20),
+        *faults(A + 128 * K, 64 * K),
+    )
+    for kernel, pages in (("baseline_4k", 32), ("baseline_64k", 2)):
+        with TraceReader(path) as reader, Machine(resolve("arm64", kernel)) as machine:
+            Replay(machine, reader).run()
+            assert machine.work()["tag_clear"] == pages

@@ -82,6 +82,24 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[A
     assert rows_of(path) == rows
 
 
+def test_the_highest_address_of_the_calls(tmp_path: Path) -> None:
+    """Found in the footer alone when it is below what is asked about; faults do not count."""
+    path = tmp_path / "t.parquet"
+    calls = [0x1000, 0x7FFF00000000, 0x5000]
+    with TraceWriter(path, METADATA) as writer:
+        for addr in calls:
+            writer.append_row((0, 1, 1, 0, addr, PAGE, 0, 0, 1, 2, 0, None, 0))
+        writer.append_row((0, 1, 1, KIND_FAULT, 1 << 63, 0, 0, 0, 1, 0, 0, None, 0))
+    with TraceReader(path) as reader:
+        assert reader.highest(0x7FFF00000000) == reader.highest(0) == 0x7FFF00000000
+        assert reader.highest(0x7FFF00000001) == reader.highest(1 << 63) == 0
+        assert len(next(reader.batches())) == 4
+    with TraceWriter(path, METADATA):
+        pass
+    with TraceReader(path) as reader:
+        assert reader.highest(0) == 0
+
+
 def test_many_batches_and_files(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     count = 2 * BATCH_ROWS + 7
