@@ -164,7 +164,11 @@ def pte_alloc_one(k: Arena, mm: int) -> int:
 
 
 def _table_alloc(k: Arena, mm: int, order: int) -> int:
-    """Return the first pfn of a zeroed table of 2**order pages accounted to mm; 0 without memory."""
+    """
+    Return the first pfn of a zeroed table of 2**order pages accounted to mm; 0 without memory.
+
+    SIMPLIFIED: as work, a table of several pages counts as that many tables of one page.
+    """
     pfn = folio_alloc(k, order, PG_table, ZONE_TABLE)
     if not pfn:
         k.vmstat[VM_oom_kill] += order > 0  # the kernel kills for it as it does for one page

@@ -96,6 +96,8 @@ SERIES = [
     Flavour("arm64", "baseline_4k"),
     Flavour("x86", "baseline_4k", c_ranges="n"),
     Flavour("x86", "baseline_4k"),
+    Flavour("alpha", "baseline_8k", memory_mb=128, share=4),
+    Flavour("m68k", "baseline_4k", c_ranges="n", share=4),
 ]
 MAINLINE = [
     Flavour("powerpc", "linux-7.3", share=100),
@@ -124,5 +126,7 @@ MAINLINE = [
     Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=4),
     Flavour("x86", "linux-7.3", memory_mb=32, share=4),
     Flavour("riscv", "linux-7.3", memory_mb=32, c_ranges="n", share=3),
+    Flavour("s390", "linux-7.3", memory_mb=32, share=8),
+    Flavour("s390", "linux-6.12", memory_mb=16, c_ranges="n", share=8, tight=True),
 ]
 FLAVOURS = [*SERIES, *MAINLINE]

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+Write Documentation/architectures.md: what each architecture of the tree has, from arch/ and Kconfig.
+
+``python -m scripts.architectures`` writes the table; with ``--check`` it only says whether it is current.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from virtmm.arch import load_arch, names
+from virtmm.arch.params import ArchParams, Geometry
+
+from virtmm.kconfig import resolve
+
+TOP = Path(__file__).resolve().parent.parent
+OUTPUT = TOP / "Documentation" / "architectures.md"
+
+HEADER = """# Architectures
+
+Made by `scripts/architectures.py` from `arch/` and Kconfig; edit it there. `tests/arch/conformance/` tests
+every line.
+
+*Table bits*: index bits of each level, from the root; `+n`: such a table takes 2^n pages. *PMD*: what
+an entry of the last level but one covers; a transparent huge page unless in parentheses. *User space*:
+TASK_SIZE. *Zeroing* of a new folio: by the page allocator, upwards, or by clear_huge_page(), which ends at
+the faulting page. Only the v1 series has the allocator zero large folios. *Large folios*: the largest orders
+of the v1 series in a mapping not eligible for THP, and in one that is, where the architecture opted in.
+
+| architecture | page | table bits | PMD | user space | zeroing | large folios |
+|---|---|---|---|---|---|---|
+"""
+
+
+def size(nr_bytes: int) -> str:
+    """Return a size in the largest unit of which it is a whole number."""
+    units = ["", "K", "M", "G", "T", "P"]
+    while nr_bytes % 1024 == 0 and len(units) > 1:
+        nr_bytes //= 1024
+        units.pop(0)
+    return f"{nr_bytes}{units[0]}"
+
+
+def row(arch: ArchParams, geometry: Geometry) -> str:
+    """Return the line of one architecture with one page size."""
+    page = 1 << geometry.page_shift
+    config = resolve(arch.name, f"baseline_{size(page).lower()}")
+    bits = []
+    for depth, level in enumerate(geometry.levels):
+        order = geometry.table_order(depth)
+        bits.append(f"{level.bits}+{order}" if order else f"{level.bits}")
+    pmd = size(page << geometry.pmd_order)
+    zeroing = "allocator" if arch.gfp_zero else "clear_huge_page()"
+    orders = [config.get(f"ARCH_LARGE_ANON_FOLIO_{k}_ORDER_MAX", "") for k in ("NOTHP", "THP")]
+    cells = [
+        f"{arch.name} ({arch.machine})" if arch.machine != arch.name else arch.name,
+        size(page),
+        ", ".join(bits),
+        pmd if config["HAVE_ARCH_TRANSPARENT_HUGEPAGE"] else f"({pmd})",
+        size(geometry.task_size or 1 << geometry.va_bits),
+        zeroing + (", with memory tags" if arch.gfp_zerotags else ""),
+        f"{orders[0]}, {orders[1]}" if config["ARCH_SUPPORTS_LARGE_ANON_FOLIO"] else "",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def render() -> str:
+    """Return the whole document."""
+    archs = [load_arch(name) for name in names()]
+    return HEADER + "".join(row(arch, g) for arch in archs for g in arch.geometries)
+
+
+def main() -> int:
+    """Write the document, or check it; return the exit status."""
+    text = render()
+    if "--check" in sys.argv[1:]:
+        if OUTPUT.is_file() and OUTPUT.read_text() == text:
+            return 0
+        print(f"{OUTPUT.relative_to(TOP)}: not current; run python -m scripts.architectures")
+        return 1
+    OUTPUT.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
