@@ -68,6 +68,7 @@ from .layout import (
     PG_deferred,
     PG_exclusive,
     PG_file,
+    PG_mte_tagged,
     PG_partially_mapped,
     PG_reserved,
     PG_table,
@@ -363,6 +364,8 @@ def validate_folio(k: Arena, folio: int, mapped: Counter[int], entire: int) -> i
             raise VmBug(f"page {folio + i:#x}: mapped {found} times, counted {count}")
         if mark & PG_exclusive and count + entire > 1:
             raise VmBug(f"page {folio + i:#x} is exclusive and mapped {count + entire} times")
+        if mark & PG_mte_tagged and not (marks[0] & PG_anon and k.arch.gfp_zerotags):
+            raise VmBug(f"page {folio + i:#x} has memory tags, which {k.arch.name} memory has not")
         pages += count > 0
         total += count
     flags = marks[0]

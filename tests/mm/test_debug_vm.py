@@ -97,6 +97,11 @@ BREAKAGES = {
         add("mm", lambda v: v.mm * MM_RECORD + layout.MM_PGTABLES),
         "page tables, counted",
     ),
+    "table order": (lambda v: v.page(v.table, layout.PAGE_ORDER, plus(1)), "of order 1 at depth"),
+    "tags": (
+        lambda v: v.page(v.cached, layout.PAGE_FLAGS, flip(layout.PG_mte_tagged)),
+        "has memory tags",
+    ),
     "all tables": (add("vmstat", layout.VM_nr_page_table_pages), "page tables in all"),
     "vm anon": (add("vmstat", layout.VM_nr_anon_pages), "anonymous pages mapped"),
     "vm mapped": (add("vmstat", layout.VM_nr_mapped), "file pages mapped"),

@@ -206,11 +206,16 @@ def run(
             (csrc/arena.def) that it moved. No real kernel answers that.
 
     Raises:
-        ScenarioError: the file is not in the language.
+        ScenarioError: the file is not in the language, or the architecture has no room for its regions.
         PolicyError: the policy failed.
         ConfigError, BuildError, ArchError, BootError: the kernel cannot be had.
     """
     with Machine(config, _INITIAL, policy=policy) as machine:
+        if region_address("Z") + REGION_SIZE > machine.task_size:
+            raise ScenarioError(
+                f"{path}: the regions of a scenario lie above the {machine.task_size >> 20} MiB of "
+                f"addresses that {config.arch} has; use another architecture"
+            )
         for size in machine.sizes():
             machine.set(size, "never")
         scenario = Run(machine, path)

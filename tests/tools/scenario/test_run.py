@@ -137,3 +137,21 @@ def test_the_drawing(scenario, config):
     assert "line 7: errno 0, segv 1" in text
     assert "64kB: anon_fault_alloc 1, nr_anon 1" in text
     assert "orders: 4=64kB" in text
+
+
+def test_an_architecture_without_room_for_the_regions(scenario):
+    with pytest.raises(ScenarioError) as e:
+        run(scenario, resolve("m68k", sets=["PHYS_BACKING=y", "MEMORY_MB=64"]))
+    assert str(e.value) == (
+        f"{scenario}: the regions of a scenario lie above the 3840 MiB of addresses that m68k has; "
+        "use another architecture"
+    )
+
+
+@pytest.mark.parametrize("arch", ["alpha", "ia64", "s390"])
+def test_architectures_with_room(tmp_path, arch):
+    path = tmp_path / "a.scn"
+    path.write_text("proc p\nmmap p A 128k\nmmap p Z 128k\ntouch p w Z+64k 64k\nobserve end\n")
+    answer = run(path, resolve(arch, sets=["PHYS_BACKING=y", "MEMORY_MB=256"]))
+    assert [step["errno"] for step in answer["steps"]] == [0, 0, 0]
+    assert answer["steps"][-1]["minflt"] == 65536 // answer["page_size"]
