@@ -244,7 +244,7 @@ def test_two_traces_of_one_name(virtmm, trace, tmp_path):
 # --- wrong arguments ------------------------------------------------------------------------------
 
 REPLAY = {
-    "arch": (["--arch", "mips"], "unknown architecture 'mips'; choose one of: arm64"),
+    "arch": (["--arch", "mips"], "unknown architecture 'mips'; choose one of: alpha, arm64"),
     "kernel": (["--defconfig", "nosuch"], "no defconfig 'nosuch'; choose one of: baseline_4k"),
     "other arch's kernel": (["--arch", "x86", "--defconfig", "anonfolio_basic"], "x86 has no"),
     "fragment": (["--fragment", "nosuch"], "no fragment 'nosuch'; choose one of"),
