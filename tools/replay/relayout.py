@@ -322,7 +322,7 @@ class AddressSpace:
         end = max(-(-(start + length) // self.recorded_page) * self.recorded_page, base)
         self.heap_end = end
         beyond = base + shift + self.heap_room, self._up(end + shift)
-        if beyond[0] < beyond[1] and not self._free(*beyond):
+        if beyond[0] < beyond[1] and not self.free(*beyond):
             raise AddressSpaceError
         calls: list[Call] = []
         if end < old:

@@ -58,7 +58,7 @@ def test_the_compiler_runs(platform, kernel):
     arch, geometry = platform
     with TraceReader(GCC) as reader:
         result = replay(reader, resolve(arch, kernel), kernel)
-    assert (result["segv"], result["refused"], result["oom"]) == (0, 0, None)
+    assert (result["segv"], result["refused_calls"], result["oom"]) == (0, 0, None)
     pages = 1 << geometry.page_shift - 12
     assert 0.99 * RECORDED / pages < result["minflt"] < RECORDED * (1 / pages + 0.05)
     memory = result["memory"]

@@ -22,7 +22,7 @@ READ, RW, RX = 1, 3, 5
 
 
 def space_of(page=R):
-    return AddressSpace(page, TOP, R, K64)
+    return AddressSpace(page, TOP, R, exec_align=K64)
 
 
 def pages(*spans):
@@ -90,7 +90,7 @@ def test_neighbours_that_are_no_part_of_it_stay():
 
 
 def test_where_nothing_fits_it_stays_near():
-    space = AddressSpace(R, 64 * R, R, K64)
+    space = AddressSpace(R, 64 * R, R, exec_align=K64)
     space.mmap(R, R, 0, READ, part_of=9)
     space.mmap(17 * R, 47 * R, 0, RW)
     assert space.mmap(3 * R, 4 * R, 0, RX, part_of=1)[0] == 3 * R
