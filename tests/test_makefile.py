@@ -4,6 +4,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -147,7 +148,7 @@ def test_olddefconfig_without_config_starts_from_the_defconfig(make, tmp_path):
     ("goals", "message"),
     [
         (["nope_defconfig"], "arm64 has no defconfig 'nope'; choose one of: baseline_4k, "),
-        (["defconfig", "nope.config"], "arm64 has no fragment 'nope'; choose one of: 16k, "),
+        (["defconfig", "nope.config"], "arm64 has no fragment 'nope'; choose one of: 16k, 64k, "),
         (["defconfig", "ARCH=mips"], "unknown architecture 'mips'; choose one of: alpha, arm64"),
         (["core"], "no such file; run make defconfig first"),
         (["savedefconfig"], "no such file; run make defconfig before savedefconfig"),
@@ -213,7 +214,10 @@ class Terminal:
         end = time.monotonic() + seconds
         while text.encode() not in self.screen:
             ready, _, _ = select.select([self.fd], [], [], max(0, end - time.monotonic()))
-            assert ready, f"no {text!r} in {self.screen!r}"
+            if not ready:
+                os.killpg(self.pid, signal.SIGKILL)  # it would go on drawing, for ever
+                os.close(self.fd)
+                pytest.fail(f"no {text!r} in {self.screen!r}")
             self.screen += os.read(self.fd, 65536)
         seen, _, self.screen = self.screen.partition(text.encode())
         return seen
@@ -251,7 +255,7 @@ def test_menuconfig_does_not_offer_it_for_x86(tmp_path):
     terminal = Terminal(*variables(tmp_path), "ARCH=x86", "menuconfig")
     terminal.wait_for("Kernel hacking")
     terminal.keys("j\n")
-    above = terminal.wait_for("Unmap the pages of one folio together")
+    above = terminal.wait_for("The v1 series, patch by patch")
     assert b"Transparent huge pages" in above
     assert b"Large folios" not in above
     terminal.keys("q")

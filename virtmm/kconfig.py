@@ -170,12 +170,12 @@ def fragment_names(arch: str, arch_dir: Path | None = None) -> list[str]:
     """Return the fragments that an architecture can use, those of configs/ included."""
     folder = arch_folder(arch, arch_dir)
     folders = (folder / "configs", topdir() / "configs")
-    return [n for f in folders for n in sorted(_names(f, ".config"))]
+    return [n for f in folders for n in _names(f, ".config")]
 
 
 def _names(folder: Path, suffix: str) -> list[str]:
     names = [p.name.removesuffix(suffix) for p in folder.glob(f"?*{suffix}")]
-    return sorted(names, key=_table_order)
+    return sorted(names, key=_table_order) if suffix == "_defconfig" else sorted(names)
 
 
 #: Beginnings of names, in the order of the series' table.

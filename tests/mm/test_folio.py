@@ -137,7 +137,7 @@ def test_the_allocation_flags_say_whether_to_reclaim(lab):
     asked = []
     m.k.shrinkers[:] = [lambda k: asked.append(k)]
     vma = vma_lookup(m.k, m._mm(1), m.at(0))
-    while vma_alloc_movable_folio(m.k, 10, reclaim=False):
+    while vma_alloc_movable_folio(m.k, 10, GFP_TRANSHUGE_LIGHT):
         pass
     for gfp, times in ((GFP_TRANSHUGE_LIGHT, 0), (GFP_HIGHUSER_MOVABLE, 1)):
         assert vma_alloc_zeroed_movable_folio(m.k, vma, m.at(0), gfp, 10) == 0

@@ -89,7 +89,7 @@ def test_the_answer_has_work_only_if_asked(tmp_path):
     config = resolve("arm64", "linux-6.12", (), ["PHYS_BACKING=y", "MEMORY_MB=256"])
     answer = run(path, config, work=True)
     assert answer.pop("work") == [
-        {"line": 3, "pte_write": 2},
-        {"line": 5, "pte_read": 4, "pte_write": 2, "tlbi": 1},
+        {"line": 3, "pte_write": 2, "rmap_add": 2},
+        {"line": 5, "pte_read": 4, "pte_write": 2, "tlbi": 1, "rmap_remove": 2},
     ]
     assert answer == run(path, config)
