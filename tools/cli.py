@@ -217,14 +217,26 @@ def main() -> None:
     is_flag=True,
     help="Turn fault-around off system-wide for the recording, so that each file page is seen.",
 )
+@click.option(
+    "--backend",
+    type=click.Choice(("perf", "user")),
+    help="perf: tracepoints, as root. user: page faults and strace, less exact. "
+    "Default: the first that works.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long to go on with processes that outlive COMMAND; default: to their end, or Ctrl-C.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def record(
-    output: Path, allow_lost: bool, aslr: bool, every_file_page: bool, command: tuple[str, ...]
-) -> None:
-    """Record COMMAND and all its children: every memory call and page fault (root, Linux perf)."""
-    summary = run_record(
-        command, output, allow_lost=allow_lost, aslr=aslr, every_file_page=every_file_page
-    )
+def record(command: tuple[str, ...], output: Path, **options: Any) -> None:
+    """
+    Record COMMAND and all its children: every memory call and page fault (Linux, perf).
+
+    Ctrl-C ends it early; what was recorded is kept, marked partial.
+    """
+    summary = run_record(command, output, **options)
     click.echo(describe(summary), err=True)
     if summary.exit_status:
         sys.exit(summary.exit_status)

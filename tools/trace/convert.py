@@ -14,7 +14,7 @@ fork         FORK for the pids, task_newtask, which follows at once, for the fla
 exec         COMM with the exec bit for the moment, sched_process_exec for the program, MMAP2
              between the two for what the kernel mapped
 exit         EXIT of the last thread
-fault        exceptions:page_fault_{user,kernel}
+fault        exceptions:page_fault_{user,kernel}, or the software event page-faults
 ===========  ===================================================================================
 
 The moment of a call matters when threads run side by side. What takes memory away counts from its
@@ -32,6 +32,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtmm.tools.trace import perfdata
+from virtmm.tools.trace.host import (
+    CALLS,
+    FAULT_EVENTS,
+    OPTIONAL_CALLS,
+    OPTIONAL_MAPPERS,
+    TRACEPOINT_MACHINES,
+)
 from virtmm.tools.trace.paths import Cleaner, FileSizes
 from virtmm.tools.trace.perfdata import Event, Record, data_loc
 from virtmm.tools.trace.schema import (
@@ -58,25 +65,10 @@ MAP_STACK = 0x20000
 CLONE_VM = 0x100
 _CSIGNAL = 0xFF
 
-_FAULTS = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
-# Calls that may be missing in a kernel; those that only map are told by MMAP2.
-_OPTIONAL_MAPPERS = ("shmat", "io_setup", "map_shadow_stack")
-_CALLS = ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk")
-_OPTIONAL_CALLS = ("pkey_mprotect", "shmdt", *_OPTIONAL_MAPPERS)
-
-REQUIRED_EVENTS = (
-    *_FAULTS,
-    "task:task_newtask",
-    "sched:sched_process_exec",
-    *(f"syscalls:sys_{way}_{call}" for call in _CALLS for way in ("enter", "exit")),
-)
-OPTIONAL_EVENTS = tuple(
-    f"syscalls:sys_{way}_{call}" for call in _OPTIONAL_CALLS for way in ("enter", "exit")
-)
-
 _ARGUMENTS = struct.Struct("<16x6Q").unpack_from  # common fields and the call's number come first
 _RESULT = struct.Struct("<16xq").unpack_from
 _MMAP2 = struct.Struct("<8x3Q2IQ8x2I").unpack_from
+_TWO_ADDRESSES = struct.Struct("<2Q").unpack_from
 _TASK = struct.Struct("<4i").unpack_from
 
 
@@ -132,7 +124,9 @@ class Converter:
     Feed it records in time order; it hands rows to ``emit`` in time order.
 
     Rows begin with the first exec of the process ``root``: what came before is not the program's.
-    ``count`` has the rows so far by kind code.
+    ``events`` has the formats of the tracepoints, whose error codes are those of ``machine``. An access
+    that is not known (of the software event) is 0. ``count`` has the rows so far by kind code, ``processes`` is
+    the number of processes.
     """
 
     def __init__(
@@ -142,9 +136,10 @@ class Converter:
         page_size: int,
         emit: Callable[[tuple[Any, ...]], None],
         cleaner: Cleaner | None = None,
+        machine: str = "x86_64",
     ) -> None:
         self.count = [0] * 10
-        self.pids: set[int] = set()
+        self.processes = 0
         self.start = 0
         self.end = 0
         self._root = root
@@ -159,9 +154,11 @@ class Converter:
         self._queue: deque[Slot] = deque()
         self._filename = events["sched:sched_process_exec"].fields["filename"]
         self._clone_flags = events["task:task_newtask"].reader("clone_flags")
+        self._decode = TRACEPOINT_MACHINES[machine]
         self._faults = {
             name: (events[name].reader("address", "error_code"), flag)
-            for name, flag in zip(_FAULTS, (0, FAULT_KERNEL), strict=True)
+            for name, flag in zip(FAULT_EVENTS, (0, FAULT_KERNEL), strict=True)
+            if name in events
         }
         self._handlers: dict[str | int, Callable[[Record, Process], None]] = {
             "task:task_newtask": self._newtask,
@@ -169,7 +166,7 @@ class Converter:
             perfdata.RECORD_MMAP2: self._mmap2,
             perfdata.RECORD_EXIT: self._exit,
         }
-        for call in (*_CALLS, *_OPTIONAL_CALLS):
+        for call in (*CALLS, *OPTIONAL_CALLS):
             self._handlers[f"syscalls:sys_enter_{call}"] = self._enter
             self._handlers[f"syscalls:sys_exit_{call}"] = self._leave
 
@@ -179,6 +176,9 @@ class Converter:
         if fault is not None:
             if record.pid in self._live:
                 self._fault(record, *fault)
+        elif record.event == perfdata.PAGE_FAULTS:
+            if record.pid in self._live:
+                self._software_fault(record)
         elif record.type == perfdata.RECORD_FORK:
             self._fork(record)
         elif record.type == perfdata.RECORD_COMM:
@@ -245,12 +245,22 @@ class Converter:
         self, record: Record, fields: Callable[[bytes], tuple[int, ...]], flags: int
     ) -> None:
         address, error = fields(record.data)
+        access, present = self._decode(error)
+        self._fault_row(record, address, access, flags | (present and FAULT_PRESENT))
+
+    def _software_fault(self, record: Record) -> None:
+        """An instruction that is met where it was to be fetched from is the one known access."""
+        instruction, address = _TWO_ADDRESSES(record.data)
+        kernel = record.misc & perfdata.MISC_CPUMODE == perfdata.MISC_KERNEL
+        self._fault_row(
+            record, address, 4 if instruction == address else 0, FAULT_KERNEL if kernel else 0
+        )
+
+    def _fault_row(self, record: Record, address: int, access: int, flags: int) -> None:
         if address >> 63:
             return
-        # Bits of the x86 page-fault error code: 0 present, 1 write, 4 instruction fetch.
-        access = 2 if error & 2 else 4 if error & 16 else 1
         row = (record.time - self.start, record.pid, record.tid, KIND_FAULT, address, 0, 0, 0,
-               access, flags | (error & FAULT_PRESENT), 0, None, 0)  # fmt: skip
+               access, flags, 0, None, 0)  # fmt: skip
         if self._queue:
             self._queue.append(Slot(row[0], row, open=False))
         else:
@@ -267,7 +277,7 @@ class Converter:
             process.threads.add(tid)
             return
         self._live[pid] = Process(process.heap.copy(), {tid})
-        self.pids.add(pid)
+        self.processes += 1
         self._forks[parent_tid] = self._open(record), parent, pid
 
     def _newtask(self, record: Record, process: Process) -> None:
@@ -288,7 +298,7 @@ class Converter:
             if pid != self._root or self.start:
                 return
             self.start = record.time
-            self.pids.add(pid)
+            self.processes += 1
         # The other threads are gone, and the one that called exec has the leader's number now.
         self._live[pid] = Process(Heap(), {record.tid}, self._open(record))
 
@@ -343,7 +353,7 @@ class Converter:
         if call is None or call.mapping is not None:
             return  # growth of a stack
         call.mapping = record
-        if call.name == "mmap" or call.name in _OPTIONAL_MAPPERS:
+        if call.name == "mmap" or call.name in OPTIONAL_MAPPERS:
             call.slot = self._open(record)
 
     def _mapped(self, record: Record, slot: Slot, more: int) -> Slot:
@@ -405,7 +415,7 @@ class Converter:
         elif name == "shmdt":
             if length := process.heap.attached.pop(a[0], 0):
                 row = self._row(slot, record, KIND_MUNMAP, addr=a[0], length=length)
-        elif name in _OPTIONAL_MAPPERS:
+        elif name in OPTIONAL_MAPPERS:
             if call.mapping is not None:
                 row = self._mapped(call.mapping, slot, 0).row
                 process.heap.attached[result] = row[5] if row else 0

@@ -73,13 +73,22 @@ __all__ = [
 ]
 
 
+def _nameless(folder: Path) -> int | None:
+    """Open a file that has no name yet; None where that is not possible."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (AttributeError, OSError):
+        return None
+
+
 class TraceWriter:
     """
     Write a trace row by row.
 
     A context manager. Rows collect in a temporary file beside ``path``, which takes its name when
-    the block ends well, and is removed when it ends with an exception. ``metadata`` may be changed
-    until then; the schema version is added.
+    the block ends well, and is removed when it ends with an exception; where the system can, it has
+    no name until then, so that not even a killed process leaves it. ``metadata`` may be changed until
+    then; the schema version is added.
 
     Raises TraceError: the file cannot be written, the metadata or a row breaks a rule.
     """
@@ -96,9 +105,11 @@ class TraceWriter:
         if self.path.is_dir():
             raise TraceError(f"{self.path}: is a directory; name a file for the trace")
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._nameless = _nameless(self.path.parent)
+        where = self._temporary if self._nameless is None else f"/proc/self/fd/{self._nameless}"
         try:
             self._writer = pq.ParquetWriter(
-                self._temporary,
+                where,
                 SCHEMA,
                 compression="zstd",
                 compression_level=9,
@@ -193,7 +204,12 @@ class TraceWriter:
             self._writer.add_key_value_metadata({METADATA_KEY.decode(): text})
             writer, self._writer = self._writer, None
             writer.close()
+            if self._nameless is not None:
+                # The place is absolute; only with a folder does Python follow the link in /proc.
+                place = f"/proc/self/fd/{self._nameless}"
+                os.link(place, self._temporary, src_dir_fd=self._nameless, follow_symlinks=True)
             self._temporary.replace(self.path)
+            self._forget()
         except OSError as error:
             self.abort()
             raise self._cannot(error) from None
@@ -209,6 +225,13 @@ class TraceWriter:
                 writer.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Close the file that may have had no name."""
+        if self._nameless is not None:
+            os.close(self._nameless)
+            self._nameless = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-What recording needs of the machine: tracepoints, fault-around, a program that waits to be started.
+What recording needs of the machine: perf, its tracepoints or an ordinary user's rights, fault-around.
 
-Everything that changes something is confined: file systems are mounted in mount namespaces that end
-with their process, the program's own settings are made in its process, and the one system-wide knob
+What is known of one architecture only stands here. Everything that changes something is confined:
+file systems are mounted in mount namespaces that end with their process, and the one system-wide knob
 is held by a guardian process that restores it when its parent is gone, whatever ended that.
 """
 
@@ -14,34 +14,59 @@ import fcntl
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from virtmm.tools.trace.convert import OPTIONAL_EVENTS, REQUIRED_EVENTS
 from virtmm.tools.trace.schema import TraceError
 
 _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
-_PR_SET_THP_DISABLE = 41
-_ADDR_NO_RANDOMIZE = 0x0040000
 
 TRACEFS = Path("/sys/kernel/tracing")
 DEBUGFS = Path("/sys/kernel/debug")
 FAULT_AROUND = DEBUGFS / "fault_around_bytes"
+PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+_NEED_STRACE = "strace is not installed; get it with `apt install strace`, or record as root"
 _NEED_PERF = "perf is not installed; get it with `apt install linux-perf` (Debian) or the like"
 
 
-def _libc() -> Any:
+CALLS = ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk")
+# Calls that may be missing in a kernel; those that only map are told by MMAP2.
+OPTIONAL_MAPPERS = ("shmat", "io_setup", "map_shadow_stack")
+OPTIONAL_CALLS = ("pkey_mprotect", "shmdt", *OPTIONAL_MAPPERS)
+FAULT_EVENTS = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
+REQUIRED_EVENTS = (
+    *FAULT_EVENTS,
+    "task:task_newtask",
+    "sched:sched_process_exec",
+    *(f"syscalls:sys_{way}_{call}" for call in CALLS for way in ("enter", "exit")),
+)
+OPTIONAL_EVENTS = tuple(
+    f"syscalls:sys_{way}_{call}" for call in OPTIONAL_CALLS for way in ("enter", "exit")
+)
+
+
+def _x86_fault(error: int) -> tuple[int, int]:
+    """Read the x86 page-fault error code: bit 0 present, 1 write, 4 instruction fetch."""
+    return 2 if error & 2 else 4 if error & 16 else 1, error & 1
+
+
+# Machines whose page-fault tracepoints are known -> what makes (access, present) of their error code.
+TRACEPOINT_MACHINES = {"x86_64": _x86_fault}
+
+
+def libc() -> Any:
+    """Return the C library."""
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _ok(result: int, what: str) -> None:
+def ok(result: int, what: str) -> None:
     """Raise OSError if a call of the C library failed."""
     if result < 0:
         number = ctypes.get_errno()
@@ -50,10 +75,10 @@ def _ok(result: int, what: str) -> None:
 
 def mount_private(kind: str, place: Path) -> None:
     """Mount a kernel file system where only this process and its children see it."""
-    libc = _libc()
-    _ok(libc.unshare(_CLONE_NEWNS), "unshare")
-    _ok(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "mount /")
-    _ok(libc.mount(b"none", str(place).encode(), kind.encode(), 0, None), f"mount {kind}")
+    lib = libc()
+    ok(lib.unshare(_CLONE_NEWNS), "unshare")
+    ok(lib.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "mount /")
+    ok(lib.mount(b"none", str(place).encode(), kind.encode(), 0, None), f"mount {kind}")
 
 
 def mount_tracefs() -> None:
@@ -90,20 +115,62 @@ def _existing(names: Sequence[str]) -> list[str]:
     return [n for n in names if (TRACEFS / "events" / n.replace(":", "/")).is_dir()]
 
 
-def require() -> tuple[str, list[str]]:
-    """
-    Check that this machine can record.
+@dataclass(frozen=True)
+class Needs:
+    """How this machine and user can record: the back-end, its programs, its events, its limits."""
 
-    Returns perf's path and the tracepoints to record. Raises TraceError saying what is missing and
-    how to get it.
+    backend: str
+    perf: str
+    events: tuple[str, ...]
+    strace: str = ""
+    limits: tuple[str, ...] = ()
+
+
+def choose(backend: str | None) -> Needs:
     """
+    Check that this machine can record, and how.
+
+    Args:
+        backend: ``perf``, ``user``, or None for the first of them that works.
+
+    Raises TraceError saying what is missing and how to get it, in one line.
+    """
+    if backend == "perf" or (backend is None and not os.geteuid()):
+        try:
+            return require()
+        except TraceError:
+            if backend is not None:
+                raise
+            with suppress(TraceError):
+                return require_user()
+            raise
+    return require_user()
+
+
+def _perf() -> str:
+    """Return perf's path."""
     if platform.system() != "Linux":
         raise TraceError(f"recording needs Linux, this is {platform.system()}")
     perf = shutil.which("perf")
     if perf is None:
         raise TraceError(_NEED_PERF)
+    return perf
+
+
+def require() -> Needs:
+    """
+    Check that this machine can record with tracepoints.
+
+    Raises TraceError saying what is missing and how to get it.
+    """
+    perf = _perf()
+    if platform.machine() not in TRACEPOINT_MACHINES:
+        raise TraceError(
+            f"tracepoints of page faults are known of {', '.join(TRACEPOINT_MACHINES)} only, this "
+            f"is {platform.machine()}; record with --backend user"
+        )
     if os.geteuid():
-        raise TraceError("recording needs root for perf's tracepoints; run it with sudo")
+        raise TraceError("tracepoints need root; run it with sudo, or record with --backend user")
     names = (*REQUIRED_EVENTS, *OPTIONAL_EVENTS)
     try:
         found = _in_child(lambda: _existing(names))
@@ -116,90 +183,56 @@ def require() -> tuple[str, list[str]]:
     if missing:
         raise TraceError(
             f"this kernel has no tracepoint {missing[0]} ({len(missing)} missing); recording needs "
-            "CONFIG_FTRACE_SYSCALLS and an architecture with page-fault tracepoints (x86-64, riscv64)"
+            "CONFIG_FTRACE_SYSCALLS, or --backend user"
         )
-    return perf, found
+    return Needs("perf", perf, tuple(found))
 
 
-class Program:
+def require_user() -> Needs:
     """
-    The program to record: forked, set up, and held until ``start``.
+    Check that this machine can record without tracepoints: with software page faults and strace.
 
-    It has transparent huge pages disabled and, unless ``aslr``, no address randomisation; children
-    inherit both.
-
-    Raises TraceError: the settings cannot be made, or (``start``) the program cannot be run.
+    Raises TraceError saying what is missing, or which setting is in the way.
     """
+    perf = _perf()
+    strace = shutil.which("strace")
+    if strace is None:
+        raise TraceError(_NEED_STRACE)
+    paranoid, scope = _setting(PARANOID), _setting(PTRACE_SCOPE)
+    root = not os.geteuid()
+    if not root and paranoid > 2:
+        raise TraceError(
+            f"kernel.perf_event_paranoid is {paranoid}, an ordinary user can record with 2 or less; "
+            "run `sudo sysctl kernel.perf_event_paranoid=2`, or record as root"
+        )
+    if scope > 2 or (not root and scope > 1):
+        raise TraceError(
+            f"kernel.yama.ptrace_scope is {scope}, strace needs 1 or less; "
+            "run `sudo sysctl kernel.yama.ptrace_scope=1`"
+        )
+    limits = ["whether a fault was a read or a write is inferred"]
+    if in_kernel := root or paranoid <= 1:
+        event = "page-faults"
+    else:
+        event = "page-faults:u"
+        limits.insert(0, "faults inside the kernel are not seen (kernel.perf_event_paranoid is 2)")
+    # The second event, of nothing, makes perf number its events.
+    other = "dummy" if in_kernel else "dummy:u"
+    return Needs("user", perf, (event, other), strace, tuple(limits))
 
-    def __init__(
-        self, command: Sequence[str], *, aslr: bool, prepare: Callable[[], None] | None = None
-    ) -> None:
-        self.command = list(command)
-        self.minflt_before = 0
-        self.status: int | None = None
-        self.usage: resource.struct_rusage | None = None
-        go_read, self._go = os.pipe()
-        self._said, say = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if not self.pid:
-            os.close(self._go)
-            os.close(self._said)
-            self._child(go_read, say, aslr, prepare)
-        os.close(go_read)
-        os.close(say)
 
-    def _child(self, go: int, say: int, aslr: bool, prepare: Callable[[], None] | None) -> NoReturn:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-                signal.signal(number, signal.SIG_DFL)
-            libc = _libc()
-            _ok(libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0), "prctl(PR_SET_THP_DISABLE)")
-            if not aslr:
-                _ok(libc.personality(_ADDR_NO_RANDOMIZE), "personality")
-            # find the program first: what execvp() tries in vain is no business of the trace
-            program = shutil.which(self.command[0]) or self.command[0]
-            if os.read(go, 1):
-                if prepare is not None:
-                    prepare()
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                os.write(say, f"{before}\n".encode())
-                os.execv(program, self.command)  # noqa: S606
-        except OSError as error:
-            what = error.filename or self.command[0]
-            os.write(say, f"!{what}: {error.strerror}".encode())
-        finally:
-            os._exit(127)
+def _setting(path: Path) -> int:
+    """Return a number that a sysctl holds, 0 if the kernel does not have it."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
-    def start(self) -> None:
-        """Let the program run; returns when it has been executed."""
-        with suppress(BrokenPipeError):
-            os.write(self._go, b"x")
-        with os.fdopen(os.dup(self._said)) as stream:  # ends when exec closes the other side
-            text = stream.read()
-        before, _, failure = text.partition("!")
-        if failure:
-            raise TraceError(f"{failure}; nothing was recorded")
-        self.minflt_before = int(before or 0)
 
-    def wait(self) -> int:
-        """Wait for the end; return the exit status, 128 + signal if one ended it."""
-        _, status, self.usage = os.wait4(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        self.status = code if code >= 0 else 128 - code
-        return self.status
-
-    def close(self) -> None:
-        """End the program if it still runs."""
-        if self.status is None:
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-            self.status = 137
-        for descriptor in (self._go, self._said):
-            with suppress(OSError):
-                os.close(descriptor)
+def traced(pid: int) -> bool:
+    """Whether a debugger is attached to a process."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return "\nTracerPid:\t0\n" not in text
 
 
 def _guard(knob: Path, mount: bool, value: int, orders: int, answers: int) -> None:

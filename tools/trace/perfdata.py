@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-Read ``perf.data`` files: records in time order, tracepoint fields by name.
+Read what perf records: records in time order, tracepoint fields by name.
 
-The file is read directly, not through ``perf script``: its layout is fixed and documented in the
-kernel (tools/perf/Documentation/perf.data-file-format.txt), the text of ``perf script`` changes
-between releases, costs several times as much, and is ambiguous for file names with odd characters.
+The data is read directly, not through ``perf script``: its layout is fixed and documented in the
+kernel (tools/perf/Documentation/perf.data-file-format.txt, "pipe-mode data"), the text of ``perf script``
+changes between releases, costs several times as much, and is ambiguous for odd file names.
 
 perf writes what it finds in each processor's buffer, round by round, and marks the end of each
 round. Records of one round may be older than some of the round before, never older than the round
@@ -13,13 +13,13 @@ before that: this bounds what is held for sorting.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from operator import itemgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
 
 from virtmm.tools.trace.schema import TraceError
 
@@ -31,8 +31,11 @@ RECORD_FORK = 7
 RECORD_SAMPLE = 9
 RECORD_MMAP2 = 10
 RECORD_LOST_SAMPLES = 13
+_RECORD_HEADER_ATTR = 64
+_RECORD_TRACING_DATA = 66
 _RECORD_FINISHED_ROUND = 68
 _RECORD_COMPRESSED = 81
+_RECORD_FINISHED_INIT = 82
 MISC_COMM_EXEC = 1 << 13
 MISC_MMAP_BUILD_ID = 1 << 14
 
@@ -49,20 +52,29 @@ _SAMPLE_STREAM_ID = 1 << 9
 _SAMPLE_RAW = 1 << 10
 _SAMPLE_IDENTIFIER = 1 << 16
 
-_FEATURE_TRACING_DATA = 1
-_FEATURES = 256
-_WANTED = frozenset(
-    (RECORD_LOST, RECORD_COMM, RECORD_EXIT, RECORD_FORK, RECORD_SAMPLE, RECORD_MMAP2,
-     RECORD_LOST_SAMPLES)
-)  # fmt: skip
-_PAGE = 1 << 24  # how much of the file is released at a time once read
+PAGE_FAULTS = "page-faults"  # the software event: its data here is the instruction and the address
+_PAGE_FAULTS = 1, 2  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS
+MISC_CPUMODE = 7
+MISC_KERNEL = 1
+
+_HEADER = 16  # bytes
+_WANTED = frozenset((RECORD_COMM, RECORD_EXIT, RECORD_FORK, RECORD_MMAP2))
+_PLACE_BITS = 48
+_PLACE = (1 << _PLACE_BITS) - 1
+_RELEASE = 1 << 24  # how much of the file is released at a time once read
+
+_HEAD = struct.Struct("<IHH").unpack_from
+_TWO = struct.Struct("<ii").unpack_from
+_U32 = struct.Struct("<I").unpack_from
+_U64 = struct.Struct("<Q").unpack_from
 
 
 class Record(NamedTuple):
     """
     One record: time in ns, its type, the tracepoint of a sample, pid and tid, and its data.
 
-    ``data`` is the tracepoint's raw data for a sample, else what follows the header.
+    ``data`` is the tracepoint's raw data for a sample, the instruction's and the fault's address for
+    PAGE_FAULTS, else what follows the header.
     """
 
     time: int
@@ -103,134 +115,185 @@ class _Layout:
     tid: int
     time: int
     raw: int
+    ip: int
+    addr: int
 
 
-@dataclass(slots=True)
 class PerfData:
-    """A ``perf.data`` file. Raises TraceError when it is not one, or was cut short."""
+    """
+    What ``perf record -o -`` writes, in an open file: each record from the first on can be read
+    without what follows it, so a recording that was cut short is readable up to there.
 
-    path: Path
-    events: dict[str, Event] = field(default_factory=dict)
-    lost: int = 0
-    _layouts: dict[int, _Layout] = field(default_factory=dict)
-    _data: tuple[int, int] = (0, 0)
-    _id_all: int = 0  # bytes of the identity that ends each record which is no sample
-    _id_time: int = 0  # where the time is in it
-    _sample_id: int = 8  # where a sample says which event it is of
-    _buffer: Any = None
+    ``cut`` says so once the records have been read; ``lost`` counts what perf lost. Raises TraceError
+    when the file is none of perf's or damaged.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, file: BinaryIO) -> None:
+        self.events: dict[str, Event] = {}
+        self.lost = 0
+        self.cut = False
+        self._file = file
+        self._layouts: dict[int, _Layout] = {}
+        self._id_all = 0  # bytes of the identity that ends each record which is no sample
+        self._id_time = 0  # where the time is in it
+        self._sample_id = 8  # where a sample says which event it is of
         try:
-            with self.path.open("rb") as stream:
-                self._buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
-            raise TraceError("perf left no data; see its message above") from None
+            raise TraceError("perf left no data; is the disk full?") from None
+        self.size = len(self._buffer)
         try:
-            self._read_header()
+            self._start = self._read_preamble()
         except (struct.error, IndexError, KeyError, ValueError) as error:
             raise TraceError(
                 f"perf's data cannot be read ({error}); is this perf too new?"
             ) from None
 
-    def _read_header(self) -> None:
+    def _read_preamble(self) -> int:
+        """Read what events there are; return where the first record is that is not about that."""
         buffer = self._buffer
-        if buffer[:8] != b"PERFILE2":
-            raise TraceError("perf's data has another byte order or format than expected")
-        _, attr_size, attrs, attrs_size, start, size = struct.unpack_from("<6Q", buffer, 8)
-        if not size or start + size > len(buffer):
+        if self.size < _HEADER:
             raise TraceError("perf's data was cut short; is the disk full?")
-        self._data = start, size
+        if buffer[:8] != b"PERFILE2" or buffer[8:_HEADER] != struct.pack("<Q", _HEADER):
+            raise TraceError("perf's data has another byte order or format than expected")
         names: dict[int, str] = {}
-        features = int.from_bytes(buffer[72 : 72 + _FEATURES // 8], "little")
-        if features & (1 << _FEATURE_TRACING_DATA):
-            # One (offset, size) pair for each feature that is present, in order, after the data.
-            nth = (features & ((1 << _FEATURE_TRACING_DATA) - 1)).bit_count()
-            at, length = struct.unpack_from("<2Q", buffer, start + size + 16 * nth)
-            for event in _tracing_data(buffer[at : at + length]):
-                self.events[event.name] = event
-                names[event.id] = event.name
-        for at in range(attrs, attrs + attrs_size, attr_size):
-            kind, _, config, _, sample_type = struct.unpack_from("<IIQQQ", buffer, at)
-            ids_at, ids_size = struct.unpack_from("<2Q", buffer, at + attr_size - 16)
-            layout = _layout(names.get(config, "") if kind == 2 else "", sample_type)
-            self._sample_id = layout.id  # the same for all, or perf could not read it either
-            self._id_all = 8 * (sample_type & _ID_FIELDS).bit_count()
-            self._id_time = 8 if sample_type & _SAMPLE_TID else 0
-            for at_id in range(ids_at, ids_at + ids_size, 8):
-                self._layouts[struct.unpack_from("<Q", buffer, at_id)[0]] = layout
+        attrs: list[bytes] = []
+        at = _HEADER
+        while at < self.size:
+            kind, _, length = struct.unpack_from("<IHH", buffer, at)
+            if kind in (RECORD_SAMPLE, _RECORD_FINISHED_ROUND) or length < 8:
+                break
+            end = at + length
+            if kind == _RECORD_HEADER_ATTR:
+                attrs.append(buffer[at + 8 : end])
+            elif kind == _RECORD_TRACING_DATA:
+                size = struct.unpack_from("<I", buffer, at + 8)[0]
+                for event in _tracing_data(buffer[end : end + size]):
+                    self.events[event.name] = event
+                    names[event.id] = event.name
+                end += (size + 7) & ~7
+            at = end
+            if kind == _RECORD_FINISHED_INIT:
+                break
+        for attr in attrs:
+            self._add_event(attr, names)
+        return at
 
-    @property
-    def size(self) -> int:
-        """Bytes of records."""
-        return self._data[1]
+    def _add_event(self, attr: bytes, names: dict[int, str]) -> None:
+        """Note what the samples of an event hold; its numbers follow the attributes."""
+        kind, size, config, _, sample_type = struct.unpack_from("<IIQQQ", attr)
+        name = names.get(config, "") if kind == 2 else ""
+        if (kind, config) == _PAGE_FAULTS:
+            name = PAGE_FAULTS
+        layout = _layout(name, sample_type)
+        self._sample_id = layout.id  # the same for all, or perf could not read it either
+        self._id_all = 8 * (sample_type & _ID_FIELDS).bit_count()
+        self._id_time = 8 if sample_type & _SAMPLE_TID else 0
+        for (number,) in struct.iter_unpack("<Q", attr[size:]):
+            self._layouts[number] = layout
 
-    def records(self, progress: Callable[[int], None]) -> Iterator[Record]:
-        """Yield the records in time order; ``progress`` is told the bytes read so far."""
-        key = itemgetter(0)
-        held: list[Record] = []
-        newest, limit = 0, 0
-        for record in self._unsorted(progress):
-            if record is not None:
-                held.append(record)
-                continue
+    def records(self, progress: Callable[[int], None], *, release: bool = True) -> Iterator[Record]:
+        """
+        Yield the records in time order; ``progress`` is told the bytes read so far.
+
+        With ``release`` the file gives its space on the disk back as it is read: the records can be
+        read once.
+        """
+        # A record waits for its turn as one number, its time above its place: a round of a large
+        # machine has millions.
+        held: list[int] = []
+        limit = released = 0
+        for keys, at in self._rounds():
+            held += keys
+            held.sort()
+            newest = held[-1] >> _PLACE_BITS if held else 0
             # Nothing older than the newest of the round before can still come.
-            held.sort(key=key)
-            newest = max(newest, held[-1].time if held else 0)
-            cut = _upper_bound(held, limit)
-            yield from held[:cut]
+            cut = bisect_left(held, (limit + 1) << _PLACE_BITS)
+            for key in held[:cut]:
+                yield self._record(key & _PLACE)
             del held[:cut]
-            limit = newest
-        held.sort(key=key)
-        yield from held
+            limit = max(limit, newest)
+            progress(at)
+            if at - released >= _RELEASE:
+                done = min((key & _PLACE for key in held), default=at) & -_RELEASE
+                self._drop(released, done, release)
+                released = done
+        for key in held:
+            yield self._record(key & _PLACE)
+        progress(self.size)
 
-    def _unsorted(self, progress: Callable[[int], None]) -> Iterator[Record | None]:
-        """Yield the records as they lie in the file, None at the end of each round."""
-        buffer = self._buffer
-        start, size = self._data
-        at, end = start, start + size
-        header = struct.Struct("<IHH").unpack_from
-        two, u64 = struct.Struct("<ii").unpack_from, struct.Struct("<Q").unpack_from
-        u32 = struct.Struct("<I").unpack_from
-        layouts, id_all, id_time = self._layouts, self._id_all, self._id_time
-        sample_id = self._sample_id
-        released = start & ~(_PAGE - 1)
-        while at < end:
-            kind, misc, length = header(buffer, at)
-            if length < 8 or at + length > end:
+    def _drop(self, start: int, end: int, release: bool) -> None:
+        """Let go of a part that has been read: of its memory, and its place on the disk."""
+        if end > start:
+            self._buffer.madvise(mmap.MADV_DONTNEED, start, end - start)
+            if release:
+                punch_hole(self._file.fileno(), start, end - start)
+
+    def _rounds(self) -> Iterator[tuple[list[int], int]]:
+        """Yield the keys of each round's records as they lie in the file, and where it ends."""
+        buffer, size = self._buffer, self.size
+        header, u64 = _HEAD, _U64
+        layouts, sample_id = self._layouts, self._sample_id
+        time_from_end = self._id_time - self._id_all
+        self.lost = 0
+        at = self._start
+        keys: list[int] = []
+        while at + 8 <= size:
+            kind, _, length = header(buffer, at)
+            if length < 8:
                 raise TraceError(f"perf's data is damaged at byte {at}; record again")
+            if at + length > size:
+                break
             if kind == RECORD_SAMPLE:
                 layout = layouts.get(u64(buffer, at + sample_id)[0])
                 if layout is None:
                     raise TraceError(f"perf's data has an unknown event at byte {at}; record again")
                 if layout.event:
-                    raw = at + layout.raw
-                    pid, tid = two(buffer, at + layout.tid)
-                    data = buffer[raw + 4 : raw + 4 + u32(buffer, raw)[0]]
-                    time = u64(buffer, at + layout.time)[0]
-                    yield Record(time, kind, misc, layout.event, pid, tid, data)
+                    keys.append(u64(buffer, at + layout.time)[0] << _PLACE_BITS | at)
             elif kind == _RECORD_FINISHED_ROUND:
-                progress(at - start)
-                yield None
+                yield keys, at
+                keys = []
             elif kind == _RECORD_COMPRESSED:
                 raise TraceError("perf compressed its data; unset record.compression-level")
+            elif kind == RECORD_LOST:
+                self.lost += u64(buffer, at + 16)[0]
+            elif kind == RECORD_LOST_SAMPLES:
+                self.lost += u64(buffer, at + 8)[0]
             elif kind in _WANTED:
-                tail = at + length - id_all
-                data = buffer[at + 8 : tail]
-                if kind in (RECORD_LOST, RECORD_LOST_SAMPLES):
-                    self.lost += u64(data, 8 if kind == RECORD_LOST else 0)[0]
-                else:
-                    pid, tid = two(buffer, tail)
-                    yield Record(u64(buffer, tail + id_time)[0], kind, misc, "", pid, tid, data)
+                keys.append(u64(buffer, at + length + time_from_end)[0] << _PLACE_BITS | at)
             at += length
-            if at - released >= 2 * _PAGE:
-                # Read pages stay in the page cache, not in our memory.
-                buffer.madvise(mmap.MADV_DONTNEED, released, _PAGE)
-                released += _PAGE
-        progress(size)
+        self.cut = at != size
+        yield keys, at
+
+    def _record(self, at: int) -> Record:
+        """Return the record at a place that _rounds() has found."""
+        buffer = self._buffer
+        kind, misc, length = _HEAD(buffer, at)
+        if kind == RECORD_SAMPLE:
+            layout = self._layouts[_U64(buffer, at + self._sample_id)[0]]
+            pid, tid = _TWO(buffer, at + layout.tid)
+            time = _U64(buffer, at + layout.time)[0]
+            if layout.raw:
+                raw = at + layout.raw
+                data = buffer[raw + 4 : raw + 4 + _U32(buffer, raw)[0]]
+            else:
+                data = buffer[at + layout.ip : at + layout.ip + 8]
+                data += buffer[at + layout.addr : at + layout.addr + 8]
+            return Record(time, kind, misc, layout.event, pid, tid, data)
+        tail = at + length - self._id_all
+        pid, tid = _TWO(buffer, tail)
+        time = _U64(buffer, tail + self._id_time)[0]
+        return Record(time, kind, misc, "", pid, tid, buffer[at + 8 : tail])
 
     def close(self) -> None:
         """Let go of the file."""
         self._buffer.close()
+
+
+def punch_hole(descriptor: int, start: int, length: int) -> None:
+    """Give a part of a file back to the disk; nothing happens where the file system cannot."""
+    # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    ctypes.CDLL(None).fallocate(descriptor, 3, ctypes.c_long(start), ctypes.c_long(length))
 
 
 _ID_FIELDS = (
@@ -259,25 +322,16 @@ def _layout(event: str, sample_type: int) -> _Layout:
         if sample_type & bit:
             place[bit] = at
             at += 8
+    raw = place.get(_SAMPLE_RAW, 0)
     return _Layout(
-        event if _SAMPLE_RAW in place else "",
+        event if raw or event == PAGE_FAULTS else "",
         place[_SAMPLE_IDENTIFIER if _SAMPLE_IDENTIFIER in place else _SAMPLE_ID],
         place[_SAMPLE_TID],
         place[_SAMPLE_TIME],
-        place.get(_SAMPLE_RAW, 0),
+        raw,
+        place[_SAMPLE_IP] if event == PAGE_FAULTS else 0,
+        place[_SAMPLE_ADDR] if event == PAGE_FAULTS else 0,
     )
-
-
-def _upper_bound(records: list[Record], time: int) -> int:
-    """Return how many of the sorted records are not newer than ``time``."""
-    low, high = 0, len(records)
-    while low < high:
-        middle = (low + high) // 2
-        if records[middle].time <= time:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 class _Cursor:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-Record a program's memory with Linux perf: every mapping call and page fault of all its processes.
+Record a program's memory: every mapping call and page fault of all its processes.
 
-perf attaches to a forked process that waits; when perf says it is ready, that process becomes the
-program. So nothing of perf or of us is in the trace, the program's output is its own, and its exit
-status and fault counts are exact. perf's data goes to a temporary folder and is converted when the
-program has ended.
+A capture attaches to a forked process that waits; when it is ready, that process becomes the
+program. So nothing of the recorders or of us is in the trace, the program's output is its own, and its
+exit status and fault counts are exact. What is captured goes to a file without a name beside the
+trace, and is converted when the program and all it started have ended.
+
+However a recording ends early - Ctrl-C, a full disk, a program that is killed - what was captured
+until then becomes a trace that says so (``partial``), or there is none.
 """
 
 from __future__ import annotations
@@ -15,34 +18,39 @@ import platform
 import resource
 import shlex
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from types import FrameType
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from virtmm.tools.trace import host
+from virtmm.tools.trace.access import Accesses
+from virtmm.tools.trace.capture import PerfCapture, Source, open_capture
 from virtmm.tools.trace.convert import Converter
 from virtmm.tools.trace.filepages import FilePages, install_filter
 from virtmm.tools.trace.format import KINDS, TraceError, TraceWriter
 from virtmm.tools.trace.paths import Cleaner
-from virtmm.tools.trace.perfdata import PerfData
+from virtmm.tools.trace.program import Program
 
 import virtmm
-
-_READY_TIMEOUT = 60.0  # seconds for perf to open its events on a large machine
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a recording gave; counts of events by kind, of minor faults as the kernel counted."""
+    """
+    What a recording gave; counts of events by kind, of minor faults as the kernel counted.
+
+    ``partial`` says why the trace is not whole, "" if it is; ``limits`` what the back-end cannot see.
+    ``wall`` and ``recorder_cpu`` are seconds: of the recorded run, and of the processor time that
+    the recorders took meanwhile.
+    """
 
     path: Path
     exit_status: int
@@ -51,11 +59,32 @@ class Summary:
     processes: int
     lost: int
     minflt: int
+    partial: str
+    limits: tuple[str, ...]
+    wall: float
+    recorder_cpu: float
 
     @property
     def faults(self) -> int:
         """Fault rows in the trace."""
         return self.events["fault"]
+
+
+class _Stopped(BaseException):
+    """A signal asks to end the recording."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.reason = f"ended by {signal.Signals(number).name}"
+
+
+@dataclass
+class _Run:
+    """How the recorded run went."""
+
+    program: Program
+    partial: str
+    wall: float
 
 
 def record(
@@ -65,163 +94,145 @@ def record(
     allow_lost: bool = False,
     aslr: bool = False,
     every_file_page: bool = False,
+    backend: str | None = None,
+    wait: float | None = None,
 ) -> Summary:
     """
     Run a command and write the trace of its memory.
 
     Args:
         command: program and arguments; its output passes through untouched.
-        output: the trace, written only when all went well.
+        output: the trace; what is captured first takes space on the same disk, about 100 bytes an
+            event, which is given back as it is converted.
         allow_lost: keep a trace of which perf lost events (their number is in the metadata).
         aslr: leave address-space randomisation on.
         every_file_page: make each first touch of a file page a fault. Else cached pages that the
             kernel maps around a fault are not in the trace. Done in the program alone where the
-            kernel can (see filepages); what outlives the command is killed then. Elsewhere
-            fault-around is set to one page, system-wide, while recording, and restored.
+            kernel can (see filepages); what still runs at the end is killed then. Elsewhere
+            fault-around is set to one page, system-wide, while recording, and restored. Needs the
+            back-end ``perf``.
+        backend: ``perf`` (tracepoints, root), ``user`` (software page faults and strace), or None
+            for the first of them that works.
+        wait: seconds to go on recording processes that outlive the command, None = to their end.
 
     Returns:
-        Summary; a command that failed has its exit status there and a trace all the same.
+        Summary; a command that failed has its exit status there and a trace all the same. SIGINT,
+        SIGTERM and SIGHUP end the recording: while the command runs they are passed on to it, and
+        the trace has what was captured.
 
     Raises:
         TraceError: something is missing, events were lost, the command or the output cannot be used.
-        KeyboardInterrupt: Ctrl-C; the program has been ended and nothing is left behind.
+        KeyboardInterrupt, SystemExit: a signal before the program ran or while its trace was written;
+            the program has been ended and nothing is left behind.
     """
     target = Path(output)
     if not command:
         raise TraceError("no command to record; give one after --")
     if not target.parent.is_dir() or target.is_dir():
         raise TraceError(f"{target}: cannot write a trace there; name a file in an existing folder")
-    perf, events = host.require()
+    needs = host.choose(backend)
+    if every_file_page and needs.backend != "perf":
+        raise TraceError("--every-file-page needs the back-end perf; record as root, or without it")
+    try:
+        with _signals():
+            return _record(command, target, needs, allow_lost, aslr, every_file_page, wait)
+    except _Stopped as stop:
+        if stop.number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + stop.number)
+
+
+def _record(
+    command: Sequence[str],
+    target: Path,
+    needs: host.Needs,
+    allow_lost: bool,
+    aslr: bool,
+    every_file_page: bool,
+    wait: float | None,
+) -> Summary:
     page = resource.getpagesize()
     helper = FilePages() if every_file_page and FilePages.supported() else None
     # Without that, the system-wide knob.
     knob = every_file_page and helper is None
     around = host.fault_around(page) if knob else nullcontext()
-    with _terminable(), tempfile.TemporaryDirectory(prefix="virtmm-record-") as folder:
-        data = Path(folder, "perf.data")
+    try:
+        capture = open_capture(needs, target.parent)
+    except OSError as error:
+        raise TraceError(f"{target}: cannot write: {error.strerror}; choose another -o") from None
+    with capture:
         with around:
-            program = _run(command, perf, events, data, helper, aslr=aslr)
+            run = _run(command, capture, helper, wait, aslr=aslr)
             in_force = page if every_file_page else host.fault_around_now()
-        metadata = _metadata(command, program, in_force, aslr=aslr)
-        return _convert(data, target, program, metadata, allow_lost=allow_lost)
+        metadata = _metadata(command, run, capture, in_force, aslr=aslr)
+        source = capture.source(run.program.pid)
+        try:
+            return _convert(source, target, run, metadata, allow_lost=allow_lost)
+        finally:
+            source.close()
 
 
 def _run(
     command: Sequence[str],
-    perf: str,
-    events: Sequence[str],
-    data: Path,
+    capture: PerfCapture,
     helper: FilePages | None,
+    wait: float | None,
     *,
     aslr: bool,
-) -> host.Program:
-    """Run the command under perf, to its end."""
-    program = host.Program(command, aslr=aslr, prepare=install_filter if helper else None)
+) -> _Run:
+    """Run the command under capture, to the end of all that came of it or as far as it gets."""
+    program = Program(command, aslr=aslr, prepare=install_filter if helper else None)
+    partial = ""
     try:
-        with Perf(perf, program.pid, events, data) as recorder:
-            if helper:
-                helper.start(program.pid)
-            program.start()
-            program.wait()
-            recorder.stop()
+        capture.attach(program.pid)
+        if helper:
+            helper.start(program.pid)
+        start = time.monotonic()
+        program.start()
+        try:
+            running = 0
+            if program.wait(capture.pids):
+                running = program.wait_for_orphans(wait, capture.pids, _say_waiting)
+            else:
+                program.end(signal.SIGTERM)
+                partial = "the recorder ended before the command"
+        except _Stopped as stop:
+            partial = stop.reason
+            program.end(stop.number)
+            running = program.orphans()
+        wall = time.monotonic() - start
+        wrong = capture.stop()
     finally:
         program.close()
         if helper:
             helper.stop()
-    return program
+    if not partial and program.signal:
+        partial = f"the command was ended by {signal.Signals(program.signal).name}"
+    if running:
+        partial = partial or f"{running} processes outlived the recording"
+    return _Run(program, wrong or partial, wall)
 
 
-class Perf:
-    """
-    A running ``perf record`` on one process and what it forks.
-
-    A context manager; entered, perf is ready. Raises TraceError with perf's own last line when it
-    does not start or fails.
-    """
-
-    def __init__(self, perf: str, pid: int, events: Sequence[str], data: Path) -> None:
-        self._log = data.with_name("perf.log")
-        orders_read, self._orders = os.pipe()
-        self._answers, answers_write = os.pipe()
-        # Bursts of faults must fit until perf has had its turn; memory is per processor.
-        buffer = "16M" if (os.cpu_count() or 1) <= 32 else "4M"
-        arguments = [perf, "record", "-q", "-N", "-B", "--no-bpf-event", "-o", str(data)]
-        arguments += ["-m", buffer, "-c", "1", "-d", "-T", "-k", "mono", "-p", str(pid), "-D", "-1"]
-        arguments += [f"--control=fd:{orders_read},{answers_write}", "-e", ",".join(events)]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(orders_read, answers_write),
-                start_new_session=True,  # Ctrl-C is for us to handle
-                preexec_fn=_prepare_perf,
-            )
-        os.close(orders_read)
-        os.close(answers_write)
-
-    def _failed(self) -> TraceError:
-        lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
-        said = [line.strip() for line in lines if line.strip()]
-        status = self._process.poll()
-        return TraceError(f"perf record failed ({said[-1] if said else f'status {status}'})")
-
-    def __enter__(self) -> Self:
-        timer = threading.Timer(_READY_TIMEOUT, self._process.kill)
-        timer.start()
-        try:
-            with suppress(BrokenPipeError):
-                os.write(self._orders, b"enable\n")
-            if not os.read(self._answers, 16).startswith(b"ack"):
-                self._process.wait()
-                raise self._failed()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        finally:
-            timer.cancel()
-        return self
-
-    def stop(self) -> None:
-        """Let perf finish its file."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
-        if self._process.wait() not in (0, -signal.SIGINT, 128 + signal.SIGINT):
-            raise self._failed()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        for descriptor in (self._orders, self._answers):
-            with suppress(OSError):
-                os.close(descriptor)
-
-
-def _prepare_perf() -> None:
-    """Give perf its tracefs, and precedence over the program whose events it must keep up with."""
-    host.mount_tracefs()
-    with suppress(OSError):
-        os.nice(-10)
+def _say_waiting(running: int) -> None:
+    print(
+        f"virtmm: the command has ended, {running} of its processes run on and are recorded; "
+        "Ctrl-C ends the recording, not them",
+        file=sys.stderr,
+    )
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that nothing is left behind."""
+def _signals() -> Iterator[None]:
+    """Turn the signals that end us into _Stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
+        raise _Stopped(number)
 
-    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, leave) for n in numbers}
     try:
         yield
     finally:
@@ -230,10 +241,15 @@ def _terminable() -> Iterator[None]:
 
 
 def _metadata(
-    command: Sequence[str], program: host.Program, fault_around: int | None, *, aslr: bool
+    command: Sequence[str],
+    run: _Run,
+    capture: PerfCapture,
+    fault_around: int | None,
+    *,
+    aslr: bool,
 ) -> dict[str, Any]:
     clean = Cleaner()
-    usage = program.usage
+    program, needs = run.program, capture.needs
     return {
         "command": shlex.join(clean(word) for word in command),
         "exit_status": program.status,
@@ -245,52 +261,80 @@ def _metadata(
         "every_file_page": fault_around == resource.getpagesize(),
         "aslr": aslr,
         "stack_limit": resource.getrlimit(resource.RLIMIT_STACK)[0],
-        "recorder": f"virtmm {virtmm.__version__} (perf)",
-        "minflt": usage.ru_minflt - program.minflt_before if usage else 0,
-        "maxrss_kb": usage.ru_maxrss if usage else 0,
+        "recorder": f"virtmm {virtmm.__version__} ({needs.backend})",
+        "backend": needs.backend,
+        "limits": list(needs.limits),
+        "partial": bool(run.partial),
+        "partial_reason": run.partial,
+        "minflt": program.minflt,
+        "maxrss_kb": program.maxrss_kb,
+        "overhead": {
+            "wall_ns": round(run.wall * 1e9),
+            "program_cpu_ns": round(program.cpu * 1e9),
+            "recorder_cpu_ns": round(capture.cpu * 1e9),
+        },
     }
 
 
-def _convert(
-    data: Path,
-    target: Path,
-    program: host.Program,
-    metadata: dict[str, Any],
+def _feed(
+    source: Source,
+    root: int,
+    page_size: int,
+    emit: Callable[[tuple[Any, ...]], None],
     *,
-    allow_lost: bool,
+    last: bool,
+) -> Converter:
+    """Convert all that was captured, once."""
+    converter = Converter(root, source.events, page_size, emit, Cleaner())
+    with _progress(source.size) as progress:
+        for item in source.records(progress, release=last):
+            converter.feed(item)
+    converter.finish()
+    if not converter.start:
+        raise TraceError("perf saw nothing of the command; is perf of this kernel's age?")
+    return converter
+
+
+def _convert(
+    source: Source, target: Path, run: _Run, metadata: dict[str, Any], *, allow_lost: bool
 ) -> Summary:
-    """Turn perf's file into the trace."""
-    source = PerfData(data)
-    try:
-        with TraceWriter(target, metadata) as writer, _progress(source.size) as progress:
-            converter = Converter(
-                program.pid, source.events, metadata["page_size"], writer.append_row, Cleaner()
+    """Turn what was captured into the trace."""
+    root, page_size = run.program.pid, metadata["page_size"]
+    accesses = None
+    if source.passes > 1:
+        accesses = Accesses(page_size)
+        _feed(source, root, page_size, accesses.note, last=False)
+    with TraceWriter(target, metadata) as writer:
+        emit = writer.append_row
+        if accesses is not None:
+            settle = accesses.settle
+            emit = lambda row: writer.append_row(settle(row))  # noqa: E731
+        converter = _feed(source, root, page_size, emit, last=True)
+        if source.lost and not allow_lost:
+            raise TraceError(
+                f"perf lost {source.lost} events, no trace was written; record again on a less "
+                "busy machine, or keep it as it is with --allow-lost"
             )
-            for item in source.records(progress):
-                converter.feed(item)
-            converter.finish()
-            if not converter.start:
-                raise TraceError("perf saw nothing of the command; is perf of this kernel's age?")
-            if source.lost and not allow_lost:
-                raise TraceError(
-                    f"perf lost {source.lost} events, no trace was written; record again on a less "
-                    "busy machine, or keep it as it is with --allow-lost"
-                )
-            writer.metadata |= {
-                "losses": {"events": source.lost},
-                "duration_ns": converter.end,
-                "processes": len(converter.pids),
-            }
-    finally:
-        source.close()
+        partial = run.partial or ("perf's data was cut short" if source.cut else "")
+        writer.metadata |= {
+            "losses": {"events": source.lost},
+            "duration_ns": converter.end,
+            "processes": converter.processes,
+            "partial": bool(partial),
+            "partial_reason": partial,
+        }
     return Summary(
         path=target,
-        exit_status=program.status or 0,
+        exit_status=run.program.status or 0,
         duration_ns=converter.end,
         events=dict(zip(KINDS, converter.count, strict=True)),
-        processes=len(converter.pids),
+        processes=converter.processes,
         lost=source.lost,
-        minflt=metadata["minflt"],
+        minflt=run.program.minflt,
+        partial=partial,
+        limits=tuple(metadata["limits"]),
+        wall=run.wall,
+        recorder_cpu=metadata["overhead"]["recorder_cpu_ns"] / 1e9,
     )
 
 
@@ -308,13 +352,27 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def describe(summary: Summary) -> str:
-    """Return one line about a recording, for the command line."""
+    """
+    Return one line about a recording, for the command line.
+
+    What recording costs is told as far as it can be known from one run: the processor time of the
+    recorders, and how many events a second there were. The kernel's share of writing the events is
+    in the program's own time.
+    """
     kinds = ", ".join(f"{n} {kind}" for kind, n in summary.events.items() if n and kind != "fault")
     difference = summary.minflt - summary.faults
-    line = (
-        f"{summary.path}: {summary.faults} faults of {summary.processes} processes, {kinds}; "
-        f"{difference:+d} by the kernel's count"
-    )
+    rate = sum(summary.events.values()) / max(summary.wall, 1e-9)
+    parts = [
+        f"{summary.path}: {summary.faults} faults of {summary.processes} processes, {kinds}",
+        f"{difference:+d} by the kernel's count",
+        f"{summary.wall:.1f} s, {rate:.0f} events/s, the recorder took {summary.recorder_cpu:.1f} s "
+        "of processor time",
+    ]
     if summary.lost:
-        line += f"; {summary.lost} events lost"
-    return line + (f"; exit status {summary.exit_status}" if summary.exit_status else "")
+        parts.append(f"{summary.lost} events lost")
+    parts += summary.limits
+    if summary.partial:
+        parts.append(f"partial: {summary.partial}")
+    if summary.exit_status:
+        parts.append(f"exit status {summary.exit_status}")
+    return "; ".join(parts)
