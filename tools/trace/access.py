@@ -45,7 +45,7 @@ class _Space:
     def __init__(self, other: _Space | None = None) -> None:
         self.prot: RangeMap[tuple[int, int]] = other.prot.copy() if other else RangeMap()
         self.touched: dict[int, int] = {}
-        self.heap = other.heap if other else 0
+        self.heap: int = other.heap if other else 0
 
     def at(self, address: int) -> int:
         """Return the protection that an access meets."""

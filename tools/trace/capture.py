@@ -58,10 +58,12 @@ class Recorder:
             self.wait()
 
     def failure(self) -> str:
-        """Return why it failed: the last that it said."""
+        """Return why it failed: the line below perf's "Error:", or the last that it said."""
         self.log.seek(0)
         said = [line.strip() for line in self.log.read().decode(errors="replace").split("\n")]
         said = [line for line in said if line]
+        if "Error:" in said[:-1]:
+            said = said[: said.index("Error:") + 2]
         return f"{self.name} failed ({said[-1] if said else f'status {self.wait()}'})"
 
     def failed(self) -> bool:

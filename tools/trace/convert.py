@@ -124,9 +124,8 @@ class Converter:
     Feed it records in time order; it hands rows to ``emit`` in time order.
 
     Rows begin with the first exec of the process ``root``: what came before is not the program's.
-    ``events`` has the formats of the tracepoints, whose error codes are those of ``machine``. An access
-    that is not known (of the software event) is 0. ``count`` has the rows so far by kind code, ``processes`` is
-    the number of processes.
+    ``events`` has the formats of the tracepoints, whose error codes are those of ``machine``; an
+    access that is not known (of the software event) is 0. ``count`` has the rows so far by kind code.
     """
 
     def __init__(

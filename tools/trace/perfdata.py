@@ -34,8 +34,8 @@ RECORD_LOST_SAMPLES = 13
 _RECORD_HEADER_ATTR = 64
 _RECORD_TRACING_DATA = 66
 _RECORD_FINISHED_ROUND = 68
+_RECORD_FEATURE = 80
 _RECORD_COMPRESSED = 81
-_RECORD_FINISHED_INIT = 82
 MISC_COMM_EXEC = 1 << 13
 MISC_MMAP_BUILD_ID = 1 << 14
 
@@ -58,6 +58,7 @@ MISC_CPUMODE = 7
 MISC_KERNEL = 1
 
 _HEADER = 16  # bytes
+_PREAMBLE = (_RECORD_HEADER_ATTR, _RECORD_TRACING_DATA, _RECORD_FEATURE)
 _WANTED = frozenset((RECORD_COMM, RECORD_EXIT, RECORD_FORK, RECORD_MMAP2))
 _PLACE_BITS = 48
 _PLACE = (1 << _PLACE_BITS) - 1
@@ -161,7 +162,7 @@ class PerfData:
         at = _HEADER
         while at < self.size:
             kind, _, length = struct.unpack_from("<IHH", buffer, at)
-            if kind in (RECORD_SAMPLE, _RECORD_FINISHED_ROUND) or length < 8:
+            if kind not in _PREAMBLE or length < 8:
                 break
             end = at + length
             if kind == _RECORD_HEADER_ATTR:
@@ -173,8 +174,6 @@ class PerfData:
                     names[event.id] = event.name
                 end += (size + 7) & ~7
             at = end
-            if kind == _RECORD_FINISHED_INIT:
-                break
         for attr in attrs:
             self._add_event(attr, names)
         return at

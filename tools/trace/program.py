@@ -126,12 +126,14 @@ class Program:
             poll = select.poll()
             for descriptor in (mine, *theirs):
                 poll.register(descriptor, select.POLLIN)
-            while not (ready := [at for at, _ in poll.poll(_LOOK * 1000)]):
+            while not (ready := poll.poll(_LOOK * 1000)):
                 self.orphans()
+            # What traces a program ends with it, and may be seen to have ended a moment before.
+            ended = (mine, select.POLLIN) in ready or select.select([mine], [], [], _LOOK)[0]
         finally:
             for descriptor in (mine, *theirs):
                 os.close(descriptor)
-        if mine not in ready:
+        if not ended:
             return False
         _, status, usage = os.wait4(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -178,6 +180,9 @@ class Program:
                     waiting(running)
                     told = True
                 if select.select(watched, [], [], 0.02 if passed < _LOOK else _LOOK / 5)[0]:
+                    # As above; else there is nothing to wait for.
+                    time.sleep(_LOOK / 5)
+                    running = self.orphans()
                     break
         finally:
             for descriptor in watched:

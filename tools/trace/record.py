@@ -165,7 +165,12 @@ def _record(
             run = _run(command, capture, helper, wait, aslr=aslr)
             in_force = page if every_file_page else host.fault_around_now()
         metadata = _metadata(command, run, capture, in_force, aslr=aslr)
-        source = capture.source(run.program.pid)
+        try:
+            source = capture.source(run.program.pid)
+        except TraceError:
+            if run.partial:
+                raise _nothing(run) from None
+            raise
         try:
             return _convert(source, target, run, metadata, allow_lost=allow_lost)
         finally:
@@ -290,9 +295,14 @@ def _feed(
         for item in source.records(progress, release=last):
             converter.feed(item)
     converter.finish()
-    if not converter.start:
-        raise TraceError("perf saw nothing of the command; is perf of this kernel's age?")
     return converter
+
+
+def _nothing(run: _Run) -> TraceError:
+    """Say why there is nothing to make a trace of."""
+    if run.partial:
+        return TraceError(f"{run.partial}; no trace was written")
+    return TraceError("perf saw nothing of the command; is perf of this kernel's age?")
 
 
 def _convert(
@@ -310,6 +320,8 @@ def _convert(
             settle = accesses.settle
             emit = lambda row: writer.append_row(settle(row))  # noqa: E731
         converter = _feed(source, root, page_size, emit, last=True)
+        if not converter.start:
+            raise _nothing(run)
         if source.lost and not allow_lost:
             raise TraceError(
                 f"perf lost {source.lost} events, no trace was written; record again on a less "

@@ -167,9 +167,9 @@ class Merged:
             if found := _SUPERSEDED.match(text):
                 # The thread that called execve() has the leader's number from now on.
                 leader, thread = int(found[1]), int(found[2])
-                for table in (self._paths, self._open):
-                    if thread in table:
-                        table[leader] = table.pop(thread)  # type: ignore[attr-defined]
+                if thread in self._open:
+                    self._open[leader] = self._open.pop(thread)
+                    self._paths[leader] = self._paths.pop(thread, b"")
             elif line := parse(text):
                 last = max(last, line.time)  # the clock may have been set back
                 yield line._replace(time=last)
@@ -202,7 +202,7 @@ class Merged:
                 )  # fmt: skip
         elif record.type == RECORD_EXIT:
             for table in (self._groups, self._flags, self._paths, self._open):
-                table.pop(record.tid, None)  # type: ignore[attr-defined]
+                table.pop(record.tid, None)
 
     def _line(self, line: Line) -> Iterator[Record]:
         yield from self._settle(line.time)

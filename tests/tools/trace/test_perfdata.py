@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 import pytest
+from virtmm.tools.trace import perfdata
 from virtmm.tools.trace.format import TraceError
 from virtmm.tools.trace.perfdata import (
+    PAGE_FAULTS,
     RECORD_EXIT,
     RECORD_LOST,
     RECORD_LOST_SAMPLES,
@@ -16,6 +19,7 @@ from virtmm.tools.trace.perfdata import (
     PerfData,
     data_loc,
     parse_format,
+    punch_hole,
 )
 
 # From /sys/kernel/tracing/events of Linux 6.18.
@@ -90,29 +94,49 @@ def other(kind: int, time: int, body: bytes) -> bytes:
 
 
 def perf_data(path: Path, records: bytes) -> Path:
-    """A perf.data file with one tracepoint and these records."""
+    """What perf writes to a pipe, with one tracepoint and these records."""
+    path.write_bytes(PREAMBLE + records)
+    return path
+
+
+def head(kind: int, body: bytes) -> bytes:
+    return struct.pack("<IHH", kind, 0, 8 + len(body)) + body
+
+
+def preamble() -> bytes:
     attr = struct.pack("<IIQQQ", 2, 128, 190, 1, SAMPLE_TYPE).ljust(128, b"\0")
-    attrs_at = 104 + 8
-    start = attrs_at + len(attr) + 16
-    header = b"PERFILE2" + struct.pack("<6Q", 104, 144, attrs_at, 144, start, len(records))
-    header += bytes(16) + struct.pack("<4Q", 1 << 1, 0, 0, 0)
+    software = struct.pack("<IIQQQ", 1, 128, 2, 1, SAMPLE_TYPE & ~RAW).ljust(128, b"\0")
     text = PAGE_FAULT.encode()
     tracing = b"\x17\x08\x44tracing0.6\0\0\x08" + struct.pack("<I", 4096)
     tracing += b"header_page\0" + struct.pack("<Q", 2) + b"xx"
     tracing += b"header_event\0" + struct.pack("<Q", 1) + b"y"
     tracing += struct.pack("<I", 1) + struct.pack("<Q", 3) + b"abc"
     tracing += struct.pack("<I", 1) + b"exceptions\0" + struct.pack("<IQ", 1, len(text)) + text
-    section = struct.pack("<2Q", start + len(records) + 16, len(tracing))
-    ids = struct.pack("<Q", EVENT_ID)
-    path.write_bytes(header + ids + attr + struct.pack("<2Q", 104, 8) + records + section + tracing)
-    return path
+    return (
+        b"PERFILE2"
+        + struct.pack("<Q", 16)
+        + head(64, attr + struct.pack("<Q", EVENT_ID))
+        + head(64, software + struct.pack("<2Q", SOFTWARE_ID, SOFTWARE_ID + 1))
+        + head(80, bytes(16))
+        + head(66, struct.pack("<I", len(tracing)))
+        + tracing.ljust((len(tracing) + 7) & ~7, b"\0")
+    )
+
+
+SOFTWARE_ID = 78
+PREAMBLE = preamble()
 
 
 def read(path: Path) -> tuple[list[tuple[int, int, str]], int]:
-    source = PerfData(path)
-    found = [(r.time, r.type, r.event) for r in source.records(lambda _done: None)]
-    source.close()
+    with path.open("rb") as file:
+        source = PerfData(file)
+        found = [(r.time, r.type, r.event) for r in source.records(ignore, release=False)]
+        source.close()
     return found, source.lost
+
+
+def ignore(_done: int) -> None:
+    pass
 
 
 def test_records_in_time_order(tmp_path: Path) -> None:
@@ -127,9 +151,11 @@ def test_records_in_time_order(tmp_path: Path) -> None:
 
 
 def test_equal_times_keep_their_order(tmp_path: Path) -> None:
-    source = PerfData(perf_data(tmp_path / "p", b"".join(sample(4, n) for n in range(9))))
-    fields = source.events["exceptions:page_fault_user"].reader("address")
-    records = list(source.records(lambda _done: None))
+    path = perf_data(tmp_path / "p", b"".join(sample(4, n) for n in range(9)))
+    with path.open("rb") as file:
+        source = PerfData(file)
+        fields = source.events["exceptions:page_fault_user"].reader("address")
+        records = list(source.records(ignore, release=False))
     assert [fields(r.data)[0] for r in records] == list(range(9))
     assert {(r.pid, r.tid) for r in records} == {(7, 8)}
 
@@ -149,23 +175,21 @@ def test_losses_and_other_records(tmp_path: Path) -> None:
     [
         (b"", "left no data"),
         (b"PERFFILE" + bytes(200), "another byte order or format"),
-        (b"PERFILE2", "cannot be read"),
-        (b"PERFILE2" + bytes(200), "cut short"),
+        (b"PERFILE2" + struct.pack("<Q", 104) + bytes(200), "another byte order or format"),
+        (b"PERFILE2", "cut short"),
+        (b"PERFILE2" + struct.pack("<Q", 16) + head(64, bytes(8)), "cannot be read"),
     ],
 )
 def test_no_perf_data(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "p"
     path.write_bytes(content)
-    with pytest.raises(TraceError, match=words):
-        PerfData(path)
-    with pytest.raises(TraceError, match="left no data"):
-        PerfData(tmp_path / "none")
+    with path.open("rb") as file, pytest.raises(TraceError, match=words):
+        PerfData(file)
 
 
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        (sample(1, 1)[:-8], "damaged at byte"),
         (bytes(16), "damaged at byte"),
         (sample(1, 1, event=5), "unknown event"),
         (struct.pack("<IHHQ", 81, 0, 16, 0), "compressed"),
@@ -176,8 +200,61 @@ def test_damaged_records(tmp_path: Path, records: bytes, words: str) -> None:
         read(perf_data(tmp_path / "p", records))
 
 
-def test_cut_short(tmp_path: Path) -> None:
-    path = perf_data(tmp_path / "p", sample(1, 1))
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(TraceError, match="cut short"):
-        PerfData(path)
+@pytest.mark.parametrize("missing", [1, 8, 30])
+def test_what_was_cut_short_is_read_to_there(tmp_path: Path, missing: int) -> None:
+    whole = b"".join(sample(n, n) for n in range(5))
+    with perf_data(tmp_path / "p", whole[:-missing]).open("rb") as file:
+        source = PerfData(file)
+        assert [r.time for r in source.records(ignore, release=False)] == [0, 1, 2, 3]
+        assert source.cut
+    with perf_data(tmp_path / "p", whole).open("rb") as file:
+        source = PerfData(file)
+        assert len(list(source.records(ignore, release=False))) == 5
+        assert not source.cut
+
+
+def test_software_page_faults(tmp_path: Path) -> None:
+    body = struct.pack("<QiiQQQQQ", 0x1234, 7, 8, 5, 0xABCD, SOFTWARE_ID + 1, 0, 1)
+    data = struct.pack("<IHH", RECORD_SAMPLE, 2, 8 + len(body)) + body
+    with perf_data(tmp_path / "p", data).open("rb") as file:
+        (record,) = PerfData(file).records(ignore, release=False)
+    assert (record.event, record.misc, record.time) == (PAGE_FAULTS, 2, 5)
+    assert struct.unpack("<2Q", record.data) == (0x1234, 0xABCD)
+
+
+def test_space_is_given_back_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perfdata, "_RELEASE", 1 << 16)
+    rounds = [b"".join(sample(n * 1000 + k, k) for k in range(1000)) + ROUND for n in range(20)]
+    path = perf_data(tmp_path / "p", b"".join(rounds))
+    freed: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        perfdata, "punch_hole", lambda _fd, start, length: freed.append((start, length))
+    )
+    with path.open("r+b") as file:
+        source = PerfData(file)
+        assert len(list(source.records(ignore, release=False))) == 20000
+        assert freed == []
+        times = []
+        for record in source.records(ignore, release=True):
+            times.append(record.time)
+            # what is still to be read is there
+            assert (
+                sum(length for _, length in freed) < path.stat().st_size * (len(times) + 1) / 20000
+            )
+    assert times == list(range(20000))
+    starts = [start for start, _ in freed]
+    assert starts == [sum(length for _, length in freed[:n]) for n in range(len(freed))]
+    assert sum(length for _, length in freed) > path.stat().st_size * 0.8
+
+
+def test_hole(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    path.write_bytes(b"x" * (1 << 20))
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        before = path.stat().st_blocks
+        punch_hole(file.fileno(), 0, 1 << 19)
+    # a file system that cannot leaves the file as it was
+    assert (path.stat().st_blocks, path.read_bytes()[:1]) in [(before // 2, b"\0"), (before, b"x")]
+    assert path.stat().st_size == 1 << 20
+    assert path.read_bytes()[1 << 19 :] == b"x" * (1 << 19)
