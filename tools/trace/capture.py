@@ -26,6 +26,8 @@ from virtmm.tools.trace.perfdata import Event, PerfData, Record
 from virtmm.tools.trace.schema import TraceError
 
 _READY_TIMEOUT = 60.0  # seconds for perf to open its events on a large machine
+_CHATTER = ("Events enabled", "Events disabled", "[ perf record:")
+_RESERVE = 8 << 20  # bytes
 _PR_SET_PDEATHSIG = 1
 
 
@@ -61,7 +63,7 @@ class Recorder:
         """Return why it failed: the line below perf's "Error:", or the last that it said."""
         self.log.seek(0)
         said = [line.strip() for line in self.log.read().decode(errors="replace").split("\n")]
-        said = [line for line in said if line]
+        said = [line for line in said if line and not line.startswith(_CHATTER)]
         if "Error:" in said[:-1]:
             said = said[: said.index("Error:") + 2]
         return f"{self.name} failed ({said[-1] if said else f'status {self.wait()}'})"
@@ -84,8 +86,11 @@ class PerfCapture:
     def __init__(self, needs: host.Needs, folder: Path) -> None:
         self.needs = needs
         self.recorders: list[Recorder] = []
-        self._folder = folder
         self._data = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        # What the trace takes before the first part of the data is given back, should the disk be
+        # full by then.
+        self._reserve = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by stop()
+        os.posix_fallocate(self._reserve.fileno(), 0, _RESERVE)
         self._pipes: list[int] = []
 
     @property
@@ -103,7 +108,7 @@ class PerfCapture:
         orders, self_orders = os.pipe()
         self_answers, answers = os.pipe()
         self._pipes = [self_orders, self_answers]
-        arguments = [self.needs.perf, "record", "-q", "-N", "-B", "--no-bpf-event", "-o", "-"]
+        arguments = [self.needs.perf, "record", "-N", "-B", "--no-bpf-event", "-o", "-"]
         arguments += ["-c", "1", "-d", "-T", "-k", self.clock, "-p", str(pid), "-D", "-1"]
         arguments += [f"--control=fd:{orders},{answers}", "-e", ",".join(self.needs.events)]
         if not os.geteuid():
@@ -129,7 +134,8 @@ class PerfCapture:
     def _start(
         self, arguments: Sequence[str], name: str, output: BinaryIO, passed: Sequence[int] = ()
     ) -> Recorder:
-        log = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by __exit__
+        # In memory: what is said of a full disk must not go there.
+        log = os.fdopen(os.memfd_create(name), "w+b")
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -145,6 +151,7 @@ class PerfCapture:
 
     def stop(self) -> str | None:
         """End the recording and return why it is not whole, if it is not."""
+        self._reserve.close()
         wrong = None
         for recorder in reversed(self.recorders):
             recorder.stop()
@@ -165,6 +172,7 @@ class PerfCapture:
             recorder.log.close()
         for descriptor in self._pipes:
             os.close(descriptor)
+        self._reserve.close()
         self._data.close()
 
 

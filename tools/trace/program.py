@@ -31,7 +31,8 @@ _PR_SET_PTRACER_ANY = ctypes.c_ulong(2**64 - 1)
 _ADDR_NO_RANDOMIZE = 0x0040000
 
 GRACE = 2.0  # seconds that a program has to end by itself when it is told to
-_LOOK = 0.5  # seconds between two looks for orphans that have ended
+_LOOK = 0.5  # seconds that seeing an end may take
+_REAP = 5.0  # seconds between two looks for orphans that have ended, while the command runs
 
 
 def children() -> dict[int, list[int]]:
@@ -126,7 +127,7 @@ class Program:
             poll = select.poll()
             for descriptor in (mine, *theirs):
                 poll.register(descriptor, select.POLLIN)
-            while not (ready := poll.poll(_LOOK * 1000)):
+            while not (ready := poll.poll(_REAP * 1000)):
                 self.orphans()
             # What traces a program ends with it, and may be seen to have ended a moment before.
             ended = (mine, select.POLLIN) in ready or select.select([mine], [], [], _LOOK)[0]

@@ -214,7 +214,7 @@ def _run(
     if not partial and program.signal:
         partial = f"the command was ended by {signal.Signals(program.signal).name}"
     if running:
-        partial = partial or f"{running} processes outlived the recording"
+        partial = partial or f"{running} of the command's processes ran on"
     return _Run(program, wrong or partial, wall)
 
 

@@ -66,7 +66,17 @@ The metadata is JSON under the key ``virtmm``. ``schema`` (version) and ``page_s
 the recorder adds ``command``, ``exit_status``, ``kernel``, ``machine``, ``thp``, ``aslr``,
 ``fault_around_bytes`` (null = the kernel did not tell, usually 65536), ``every_file_page``,
 ``stack_limit``, ``losses``, ``processes``, ``minflt`` and ``maxrss_kb`` (the kernel's own figures for
-the command), ``duration_ns`` and ``recorder``.
+the command and what outlived it), ``duration_ns`` and ``recorder``; further
+
+``backend``
+    ``perf`` or ``user``.
+``limits``
+    What that back-end could not see: a list of phrases, empty if nothing.
+``partial``, ``partial_reason``
+    Whether the recording ended before the program did, and why; the rows are those up to there.
+``overhead``
+    ``wall_ns`` of the recorded run, ``program_cpu_ns``, and ``recorder_cpu_ns`` of the processes that
+    recorded it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +334,29 @@ def test_writer_places(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="page_size 3 is not a power of two"):
         TraceWriter(tmp_path / "t.parquet", {"page_size": 3})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_writer_leaves_nothing(tmp_path: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        with TraceWriter(tmp_path / "t", {"page_size": 4096}) as writer:
+            for n in range(100_000):
+                writer.append(time=n, pid=7, kind="exec")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == [] or not hasattr(os, "O_TMPFILE")
+
+
+def test_where_no_file_can_be_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "O_TMPFILE", 1 << 30, raising=False)  # no such flag: EISDIR
+    path = tmp_path / "t"
+    with TraceWriter(path, {"page_size": 4096}) as writer:
+        writer.append(time=0, pid=7, kind="exec")
+        assert len(list(tmp_path.iterdir())) == 1
+        assert not path.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    with TraceReader(path) as reader:
+        assert reader.num_events == 1
