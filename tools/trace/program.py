@@ -3,7 +3,8 @@
 The program to record: a forked process that waits to become it, and what it leaves behind.
 
 While a program is held, its orphans become children of this process (a "child subreaper"), so that
-the end of everything it started can be waited for.
+the end of everything it started can be waited for. A child that another thread starts meanwhile would
+be taken for one of them.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Program:
         self.cpu = 0.0  # seconds
         self.maxrss_kb = 0
         self._minflt_before = 0
-        self._strangers: frozenset[int] = frozenset()
+        self._strangers: frozenset[int] | None = None  # None: not started
         go_read, self._go = os.pipe()
         self._said, say = os.pipe()
         sys.stdout.flush()
@@ -153,7 +154,7 @@ class Program:
         """Return how many processes run whose parents, the command's processes, have ended."""
         running = 0
         for pid in children().get(os.getpid(), ()):
-            if pid != self.pid and pid not in self._strangers:
+            if pid != self.pid and pid not in (self._strangers or ()):
                 done, _, usage = os.wait4(pid, os.WNOHANG)
                 running += not done
                 if done:
@@ -194,22 +195,24 @@ class Program:
         """
         End the command and all that came of it, by a signal, after GRACE seconds by SIGKILL.
 
-        Does nothing when the command has ended: what outlives it is meant to.
+        Does nothing when the command has ended: what outlives it is meant to. A process that became
+        another user's (sudo) may not be ours to end; the command itself is waited for all the same.
         """
         if self.status is not None:
             return
         self._signal(number)
-        limit = time.monotonic() + GRACE
-        while self._running() and time.monotonic() < limit:
-            time.sleep(0.02)
-        while self._running():
-            self._signal(signal.SIGKILL)
+        start = time.monotonic()
+        while self._running() and (passed := time.monotonic() - start) < 2 * GRACE:
+            if passed > GRACE:
+                self._signal(signal.SIGKILL)
             time.sleep(0.02)
         self.wait(())
         self.orphans()
 
     def _family(self) -> list[int]:
         """Return the command and what came of it."""
+        if self._strangers is None:
+            return [self.pid]
         tree = children()
         found = [pid for pid in tree.get(os.getpid(), ()) if pid not in self._strangers]
         if self.pid not in found:
@@ -220,7 +223,7 @@ class Program:
 
     def _signal(self, number: int) -> None:
         for pid in self._family():
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
     def _running(self) -> bool:
@@ -231,10 +234,8 @@ class Program:
     def close(self) -> None:
         """End the program if it still runs."""
         if self.status is None:
-            with suppress(ProcessLookupError, ChildProcessError):
-                for pid in self._family() if self._strangers else [self.pid]:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                self._signal(signal.SIGKILL)
                 os.waitpid(self.pid, 0)
             self.status = 137
         libc().prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import bisect
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,3 +158,14 @@ def trace(tmp_path: Path) -> Path:
         writer.append(time=5, pid=7, kind="mmap", addr=0x10000, len=0x2000, prot=3, flags=0x22)
         writer.append(time=9, pid=7, kind="fault", addr=0x10008, prot=2)
     return path
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files; nothing may be left in it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
