@@ -165,6 +165,25 @@ def test_record_leaves_options_behind_the_command_to_it(virtmm, monkeypatch, tmp
     assert "No such option" in virtmm("record", "-o", "t", "--nosuch", "gcc").stderr
 
 
+def test_record_hands_its_options_on(virtmm, monkeypatch, tmp_path):
+    seen = {}
+
+    def record(command, output, **options):
+        seen.update(options, command=command, output=output)
+        raise cli.TraceError("no perf")
+
+    monkeypatch.setattr(cli, "run_record", record)
+    given = ["--backend", "user", "--wait", "1.5", "--allow-lost", "--aslr", "--every-file-page"]
+    refused(virtmm("record", *given, "-o", tmp_path / "t", "gcc", "-c"), "no perf")
+    assert seen == {
+        "command": ("gcc", "-c"), "output": tmp_path / "t", "backend": "user", "wait": 1.5,
+        "allow_lost": True, "aslr": True, "every_file_page": True,
+    }  # fmt: skip
+    refused(virtmm("record", "-o", tmp_path / "t", "gcc"), "no perf")
+    assert (seen["backend"], seen["wait"]) == (None, None)
+    refused(virtmm("record", "--wait", "-1", "-o", tmp_path / "t", "gcc"), "--wait")
+
+
 # --- broken traces --------------------------------------------------------------------------------
 
 

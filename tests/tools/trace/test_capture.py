@@ -43,7 +43,7 @@ while True:
 def test_children_that_outlive_the_command(
     temporary: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], backend: str
 ) -> None:
-    program = "(sleep 0.7; (sleep 0.2; true) & ) & exit 3"
+    program = "(sleep 2; (sleep 0.2; true) & ) & exit 3"
     path = tmp_path / "t.parquet"
     summary = recorded(path, "sh", "-c", program, backend=backend)
     if summary is None:

@@ -43,7 +43,7 @@ def test_status_and_figures() -> None:
 def test_orphans_are_waited_for_and_counted() -> None:
     told: list[int] = []
     with program(
-        "sh", "-c", "(sleep 1; head -c 9000000 /dev/zero | tail -c 8000000 >/dev/null) &"
+        "sh", "-c", "(sleep 2; head -c 9000000 /dev/zero | tail -c 8000000 >/dev/null) &"
     ) as held:
         assert held.wait(())
         before = held.minflt
