@@ -70,12 +70,20 @@ class Summary:
         return self.events["fault"]
 
 
+def _name(number: int) -> str:
+    """Name a signal; most real-time signals have no names."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class _Stopped(BaseException):
     """A signal asks to end the recording."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.reason = f"ended by {signal.Signals(number).name}"
+        self.reason = f"ended by {_name(number)}"
 
 
 @dataclass
@@ -212,7 +220,7 @@ def _run(
         if helper:
             helper.stop()
     if not partial and program.signal:
-        partial = f"the command was ended by {signal.Signals(program.signal).name}"
+        partial = f"the command was ended by {_name(program.signal)}"
     if running:
         partial = partial or f"{running} of the command's processes ran on"
     return _Run(program, wrong or partial, wall)

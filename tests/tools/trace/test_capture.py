@@ -175,6 +175,9 @@ def test_a_killed_program_leaves_a_partial_trace(
         assert summary.exit_status == 137
         assert summary.partial == "the command was ended by SIGKILL"
         assert "partial: the command was ended by SIGKILL" in record.describe(summary)
+        summary = recorded(path, "sh", "-c", "kill -40 $$", backend=backend)
+        assert summary is not None
+        assert summary.partial == "the command was ended by signal 40"
 
 
 @pytest.mark.parametrize(("size", "status"), [("3m", 2), ("24m", 128 + signal.SIGTERM)])
