@@ -170,7 +170,24 @@ class TraceWriter:
         files = [file or ANONYMOUS for file in values.pop("file")]
         values["inode"] = tuple(file.inode for file in files)
         values["size"] = tuple(file.size for file in files)
-        first = self.num_events - len(rows)
+        self._write(values, len(rows), [file.path or None for file in files])
+
+    def append_columns(self, columns: Mapping[str, Any]) -> None:
+        """
+        Add many events that name no file, by column: arrays of shape [events].
+
+        ``kind`` holds kind codes. Columns left out are 0, but for ``tid``, which is as ``pid``.
+        """
+        self._flush()
+        count = len(columns["kind"])
+        values = {name: np.zeros(count, dtype) for name, dtype in NUMBERS.items()}
+        values |= {"tid": columns["pid"], **columns}
+        self.num_events += count
+        self._write(values, count, [None] * count)
+
+    def _write(self, values: Mapping[str, Any], count: int, paths: list[str | None]) -> None:
+        """Check and write the last ``count`` events."""
+        first = self.num_events - count
         cols: Columns = {"kind": np.array(values["kind"], np.int64)}
         for name, dtype in NUMBERS.items():
             try:
@@ -184,8 +201,7 @@ class TraceWriter:
             raise TraceError(f"{self.path}: {wrong}")
         self._last_time = int(cols["time"][-1])
         kinds = pa.DictionaryArray.from_arrays(pa.array(cols["kind"].astype(np.int32)), list(KINDS))
-        paths = pa.array([file.path or None for file in files], pa.string()).dictionary_encode()
-        arrays = {"kind": kinds, "path": paths}
+        arrays = {"kind": kinds, "path": pa.array(paths, pa.string()).dictionary_encode()}
         table = [arrays[n] if n in arrays else pa.array(cols[n]) for n in TYPES]
         try:
             self._writer.write_batch(pa.record_batch(table, schema=SCHEMA))
