@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command line: ``virtmm record``, ``replay``, ``compare``."""
+"""The command line: ``virtmm record``, ``inspect``, ``replay``, ``compare`` and their like."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from virtmm.tools.predict.real import require as require_real
 from virtmm.tools.predict.show import render as render_prediction
 from virtmm.tools.replay.replay import replay as run_replay
 from virtmm.tools.report.cost import CostError
+from virtmm.tools.report.inspection import render as render_inspection
 from virtmm.tools.report.table import FORMATS, ReportError, render
 from virtmm.tools.report.why import render_why
 from virtmm.tools.scenario.parse import ScenarioError
@@ -28,6 +29,12 @@ from virtmm.tools.scenario.parse import parse as parse_scenario
 from virtmm.tools.scenario.run import run as run_scenario
 from virtmm.tools.scenario.show import show as show_scenario
 from virtmm.tools.trace.format import TraceReader
+from virtmm.tools.trace.generate import GENERATORS, parameters, parse_parameters
+from virtmm.tools.trace.generate import generate as run_generate
+from virtmm.tools.trace.importers.run import FORMATS as IMPORT_FORMATS
+from virtmm.tools.trace.importers.run import import_trace, size_of
+from virtmm.tools.trace.importers.source import Options
+from virtmm.tools.trace.inspection import inspect as run_inspect
 from virtmm.tools.trace.record import describe
 from virtmm.tools.trace.record import record as run_record
 from virtmm.tools.trace.schema import TraceError
@@ -483,6 +490,91 @@ def predict_check_command(
             progress=lambda what: show(what, next(done)),
         )
     write(render_prediction(rows, fmt, prediction_notes(defconfig, repeat)), output)
+
+
+@main.command()
+@click.argument("trace", type=TRACE)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(("text", "json")),
+    default="text",
+    show_default=True,
+    help="json has all processes and the figures unrounded.",
+)
+@click.option("-o", "--output", type=TRACE, help=OUTPUT_HELP)
+def inspect(trace: Path, fmt: str, output: Path | None) -> None:
+    """Tell what is in TRACE, and what of it larger base pages would break."""
+    check_output(output, [trace])
+    with TraceReader(trace) as reader, progress_bar(reader.num_events) as show:
+        result = run_inspect(reader, lambda done: show(trace.stem, done))
+    write(json.dumps(result, indent=1) if fmt == "json" else render_inspection(result), output)
+
+
+@main.command("import")
+@click.argument("fmt", metavar="FORMAT", type=click.Choice(tuple(IMPORT_FORMATS)))
+@click.argument("files", nargs=-1, required=True, type=TRACE)
+@click.option("-o", "--output", type=TRACE, required=True, help="Trace file to write.")
+@click.option("--maps", type=TRACE, help="/proc/PID/maps of the program (lackey, drmemtrace).")
+@click.option("--faults", type=TRACE, help="Text of perf script of the same run (strace).")
+@click.option(
+    "--page-size",
+    type=click.Choice(("4096", "16384", "65536")),
+    default="4096",
+    show_default=True,
+    help="Bytes of a page of the machine that the files are from.",
+)
+@click.option(
+    "--skip-outside",
+    is_flag=True,
+    help="Leave out, and count, accesses outside the mappings (lackey, drmemtrace).",
+)
+@click.option(
+    "--guess-pages",
+    is_flag=True,
+    help="Without pagemap, take the first pages of each mapping as the touched ones (proc).",
+)
+def import_(
+    fmt: str,
+    files: tuple[Path, ...],
+    output: Path,
+    maps: Path | None,
+    faults: Path | None,
+    page_size: str,
+    skip_outside: bool,
+    guess_pages: bool,
+) -> None:
+    """
+    Make a trace of FILES that another tool wrote.
+
+    FORMAT is perf (text of perf script), strace (with --faults), proc (folders like /proc/PID),
+    lackey (valgrind, with --maps) or drmemtrace (DynamoRIO's view tool, with --maps).
+    """
+    check_output(output, [f for f in (*files, maps, faults) if f])
+    options = Options(int(page_size), maps, faults, skip_outside, guess_pages)
+    with progress_bar(size_of(fmt, files)) as show:
+        events = import_trace(fmt, files, output, options, lambda done: show(fmt, done))
+    click.echo(f"{output}: {events} events", err=True)
+
+
+def parameters_help() -> str:
+    """Return the generators' parameters and defaults for --help."""
+    words = (
+        f"{kind}: " + " ".join(f"{name}={value}" for name, value in parameters(kind).items())
+        for kind in GENERATORS
+    )
+    return "Parameter; may be repeated. " + "; ".join(words)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(tuple(GENERATORS)))
+@click.option("-o", "--output", type=TRACE, required=True, help="Trace file to write.")
+@click.option("--param", "words", multiple=True, metavar="NAME=NUMBER", help=parameters_help())
+def generate(kind: str, output: Path, words: tuple[str, ...]) -> None:
+    """Make a trace by rule: KIND is a pattern of memory use, the same parameters the same trace."""
+    check_output(output, [])
+    events = run_generate(kind, output, parse_parameters(kind, words))
+    click.echo(f"{output}: {events} events", err=True)
 
 
 @main.group()

@@ -454,3 +454,80 @@ def test_standard_output_that_is_closed(trace):
     process = subprocess.run(command, cwd=topdir(), stderr=subprocess.PIPE, text=True, timeout=60)
     assert process.returncode == 2
     assert process.stderr == "virtmm: standard output is closed; give it a file, or use -o\n"
+
+
+# --- import, inspect, generate --------------------------------------------------------------------
+
+
+DATA = Path(__file__).resolve().parent / "trace" / "data"
+
+
+def test_import_then_inspect_then_replay(virtmm, tmp_path):
+    path = tmp_path / "t.parquet"
+    result = virtmm("import", "perf", DATA / "perf.txt", "-o", path)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"{path}: 225 events\n"
+    result = virtmm("inspect", path)
+    assert result.exit_code == 0
+    assert "demo" in result.stdout
+    found = json.loads(virtmm("inspect", path, "--format", "json").stdout)
+    assert found["events"]["fault"] == 183
+    assert virtmm("replay", path, "--arch", "x86").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "events"),
+    [
+        (["strace", DATA / "strace.txt", "--faults", DATA / "strace-faults.txt"], 224),
+        (["proc", DATA / "4242"], 478),
+        (["lackey", DATA / "lackey.txt", "--maps", DATA / "lackey-maps.txt"], 140),
+        (["drmemtrace", DATA / "drmemtrace.txt", "--maps", DATA / "drmemtrace-maps.txt"], 11),
+    ],
+)
+def test_imports(virtmm, tmp_path, args, events):
+    path = tmp_path / "t.parquet"
+    result = virtmm("import", *args, "-o", path)
+    assert result.stderr == f"{path}: {events} events\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["perf", "nothing.txt"], ["nothing.txt: cannot read: No such file"]),
+        (
+            ["perf", DATA / "strace.txt"],
+            ["strace.txt:1: not a line of perf script", "print it with"],
+        ),
+        (["strace", DATA / "strace.txt"], ["--faults"]),
+        (["lackey", DATA / "lackey.txt"], ["--maps"]),
+        (["lackey", DATA / "lackey.txt", "--maps", "nothing"], ["nothing: cannot read"]),
+        (["proc", DATA], ["neither smaps nor maps"]),
+        (["proc", DATA / "4242", "--page-size", "65536"], ["smaps:1:", "--page-size"]),
+        (["elf", "x"], ["'elf' is not one of 'perf'", "virtmm import --help"]),
+    ],
+)
+def test_imports_that_fail_leave_nothing(virtmm, tmp_path, args, words):
+    refused(virtmm("import", *args, "-o", tmp_path / "t.parquet"), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_does_not_write_over_what_it_reads(virtmm, tmp_path):
+    path = tmp_path / "perf.txt"
+    path.write_text((DATA / "perf.txt").read_text())
+    refused(virtmm("import", "perf", path, "-o", path), "cannot write")
+    assert path.read_text() == (DATA / "perf.txt").read_text()
+
+
+def test_generate(virtmm, tmp_path):
+    path = tmp_path / "t.parquet"
+    result = virtmm("generate", "strided", "-o", path, "--param", "pages=8", "--param", "stride=2")
+    assert (result.exit_code, result.stderr) == (0, f"{path}: 13 events\n")
+    refused(virtmm("generate", "strided", "-o", path, "--param", "pges=8"), "no parameter 'pges'")
+    refused(virtmm("generate", "spiral", "-o", path), "'spiral' is not one of 'strided'")
+    assert "fork-server: processes=1 children=256" in " ".join(
+        virtmm("generate", "--help").stdout.split()
+    )
+
+
+def test_inspect_of_no_trace(virtmm, tmp_path):
+    refused(virtmm("inspect", tmp_path / "none.parquet"), "no such trace")
