@@ -56,6 +56,10 @@ _FLAGS = re.compile(r"clone_flags=(?:0x)?([0-9a-f]+)")
 _FILENAME = re.compile(r"filename=(.*) pid=-?\d+ old_pid=")
 _ADDRESS = re.compile(r"([0-9a-f]+)(?: *| +[0-9a-f]+(?: .*)?)")
 
+LIMIT_THP = "whether the program ran with transparent huge pages is not known"
+LIMIT_KERNEL = "faults of the kernel on the program's behalf look like its own"
+LIMIT_USER = "faults of the kernel on the program's behalf were not recorded"
+
 STEP = (
     "print it with perf script --show-mmap-events --show-task-events --show-lost-events --ns "
     "-F comm,pid,tid,time,event,{}"
@@ -90,6 +94,7 @@ class PerfScript:
     Attributes:
         lost: events that perf lost.
         exact, software: faults of the tracepoints, and of the software event, without access.
+        user_only: that event was recorded for user mode alone.
         process: thread -> process, as far as it was told.
         calls: entries of calls, by name. program: what was executed first.
     """
@@ -98,6 +103,7 @@ class PerfScript:
         self.lines = lines
         self.lost = 0
         self.exact = self.software = 0
+        self.user_only = False
         self.calls: dict[str, int] = {}
         self.program = ""
         self._step = step
@@ -119,11 +125,13 @@ class PerfScript:
             else:
                 tid = int(found[2])
                 pid = self.process.get(tid, tid)
-            record = (
-                self._other(found[6], found[7], time, pid, tid)
-                if found[6]
-                else self._sample(found[8], found[9], time, pid, tid)
-            )
+            try:
+                if found[6]:
+                    record = self._other(found[6], found[7], time, pid, tid)
+                else:
+                    record = self._sample(found[8], found[9], time, pid, tid)
+            except struct.error:
+                raise self.lines.wrong("a number of more than 64 bits", self._step) from None
             if record is None:
                 continue
             if time < self._time:
@@ -188,6 +196,7 @@ class PerfScript:
                     f"{name} without an address", "record with perf record -d, and " + self._step
                 )
             self.software += 1
+            self.user_only |= name.endswith(":u")
             name, data = FAULT_USER, fault_data(int(found[1], 16), 0)
         elif name == NEWTASK:
             found = _FLAGS.search(text)
@@ -286,8 +295,13 @@ def finished(
             f"{lines.path}: no call of mmap in it; record the tracepoints syscalls:sys_{{enter,exit}}_* "
             "of mmap, munmap, mremap, mprotect, madvise and brk, or use strace and --faults"
         )
-    result = Imported(script.program, lost=script.lost, more={"processes": len(converter.pids)})
+    result = Imported(
+        script.program, [LIMIT_THP], script.lost, more={"processes": len(converter.pids)}
+    )
     if accesses is not None:
         accesses.finish(emit)
-        result.limits.append(f"{LIMIT_GUESS} ({accesses.uncertain} of {converter.count[9]} faults)")
+        result.limits += [
+            f"{LIMIT_GUESS} ({accesses.uncertain} of {converter.count[9]} faults)",
+            LIMIT_USER if script.user_only else LIMIT_KERNEL,
+        ]
     return result

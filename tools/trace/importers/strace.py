@@ -39,6 +39,8 @@ from virtmm.tools.trace.paths import Cleaner
 from virtmm.tools.trace.perfdata import Record
 from virtmm.tools.trace.schema import TraceError
 
+LIMIT = "a call ends where its thread's next event comes; within a microsecond threads may be out of order"
+
 _STEP = "trace with strace -f -ttt -o FILE COMMAND"
 _LINE = re.compile(r"(?:\[pid +(\d+)\] |(\d+) +)(\d+)\.(\d{6}) (.*)")
 _WHOLE = re.compile(r"(\w+)\((.*)\) += (-?\w+|\?)(?: .*)?")
@@ -290,4 +292,5 @@ def read(files: list[Path], options: Options, emit: Emit, progress: Progress) ->
     merge.finish()
     result = finished(script.lines, script, merge.converter, accesses, emit)
     result.command = strace.command
+    result.limits.append(LIMIT)
     return result

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from virtmm.tools.trace.format import FAULT_KERNEL, TraceError
+from virtmm.tools.trace.importers.perfscript import LIMIT_KERNEL, LIMIT_THP, LIMIT_USER
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 PERF = DATA / "perf.txt"
@@ -21,7 +22,7 @@ def test_the_sample_is_a_whole_trace(load, replay):
     assert [trace.file(r) for r in trace.of("exec")] == ["./demo"]
     assert trace.metadata["command"] == "./demo"
     assert trace.metadata["losses"] == {"events": 0}
-    assert trace.metadata["limits"] == []
+    assert trace.metadata["limits"] == [LIMIT_THP]
     assert trace.metadata["source"] == ["perf.txt"]
 
 
@@ -66,7 +67,12 @@ def test_the_software_event_has_its_access_guessed(load, tmp_path):
         for t, g in zip(truth.of("fault"), guess.of("fault"), strict=True)
     )
     assert wrong <= 0.05 * truth.count("fault")
-    assert "of 183 faults" in guess.metadata["limits"][0]
+    assert "of 183 faults" in guess.metadata["limits"][1]
+    assert guess.metadata["limits"][2] == LIMIT_KERNEL
+    path.write_text(text.replace("page-faults:", "page-faults:u:"))
+    user = load("perf", path)
+    assert user.metadata["limits"][2] == LIMIT_USER
+    assert user.rows == guess.rows
 
 
 def test_losses_are_counted(load, tmp_path):
@@ -94,6 +100,7 @@ def test_other_events_are_left_out(load, edited):
             "a mapping without inode; record with perf record --no-buildid-mmap",
         ),
         ("PERF_RECORD_COMM exec", "PERF_RECORD_COMMA exec", "no program begins in it"),
+        ("address=0x", "address=0x11110000", "a number of more than 64 bits; print it with"),
         ("clone_flags=", "flags=", "task_newtask without the fields"),
     ],
 )

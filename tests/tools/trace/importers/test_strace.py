@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from virtmm.tools.trace.format import KINDS, TraceError
 from virtmm.tools.trace.importers.source import Lines
-from virtmm.tools.trace.importers.strace import Strace
+from virtmm.tools.trace.importers.strace import LIMIT, Strace
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 STRACE, FAULTS = DATA / "strace.txt", DATA / "strace-faults.txt"
@@ -22,7 +22,8 @@ def test_the_sample_is_a_whole_trace(trace, replay):
     assert problems.pop("fault") == 182
     assert not +problems
     assert trace.metadata["command"] == "./demo"
-    assert "read or write" in trace.metadata["limits"][0]
+    assert "(150 of 182 faults)" in trace.metadata["limits"][1]
+    assert trace.metadata["limits"][-1] == LIMIT
 
 
 def test_it_says_what_perf_says(trace, load):
