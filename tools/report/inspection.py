@@ -43,10 +43,7 @@ def _head(result: dict[str, Any]) -> Iterator[str]:
     lost = losses.get("events", 0) if isinstance(losses, dict) else losses
     yield f"  lost         {f'{lost:,} events' if isinstance(lost, int) else lost or 'not known'}"
     if about.get("partial"):
-        reason = about["partial"]
-        yield "  partial      " + (
-            reason if isinstance(reason, str) else "ends before the program did"
-        )
+        yield f"  partial      {about.get('partial_reason') or 'ends before the program did'}"
     limits = about.get("limits") or []
     for limit in [limits] if isinstance(limits, str) else limits:
         yield f"  not known    {limit}"

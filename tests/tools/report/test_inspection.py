@@ -43,6 +43,12 @@ def test_what_is_not_known_is_said(tmp_path):
         writer.append(time=0, pid=1, kind="exec", file=File("/bin/x", 0, 0))
     text = "\n".join(text_of(path))
     assert "partial      ends before the program did" in text
+    head |= {"partial_reason": "the disk is full", "limits": "one phrase"}
+    with TraceWriter(path, head) as writer:
+        writer.append(time=0, pid=1, kind="exec", file=File("/bin/x", 0, 0))
+    again = "\n".join(text_of(path))
+    assert "partial      the disk is full" in again
+    assert "not known    one phrase" in again
     assert "not known    read or write" in text
     assert "lost         not known" in text
     assert "command      unknown" in text

@@ -7,6 +7,8 @@ makes the rows of both. Wanted are the lines of
 
     perf script --show-mmap-events --show-task-events --show-lost-events --ns
         -F comm,pid,tid,time,event,trace
+
+The error codes of faults are read as x86 has them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from virtmm.tools.trace.importers.guess import Accesses
 from virtmm.tools.trace.importers.source import Emit, Imported, Lines, Options, Progress
 from virtmm.tools.trace.paths import Cleaner
 from virtmm.tools.trace.perfdata import Event, Record
-from virtmm.tools.trace.schema import TraceError
+from virtmm.tools.trace.schema import KIND_FAULT, KIND_FORK, TraceError
 
 FAULT_USER, FAULT_KERNEL = "exceptions:page_fault_user", "exceptions:page_fault_kernel"
 NEWTASK, EXEC = "task:task_newtask", "sched:sched_process_exec"
@@ -286,7 +288,7 @@ def finished(
             + STEP.format("trace")
         )
     converter.finish()
-    if not converter.count[9]:
+    if not converter.count[KIND_FAULT]:
         raise TraceError(
             f"{lines.path}: no page fault in it; record {FAULT_USER} and {FAULT_KERNEL} with -c 1"
         )
@@ -296,12 +298,12 @@ def finished(
             "of mmap, munmap, mremap, mprotect, madvise and brk, or use strace and --faults"
         )
     result = Imported(
-        script.program, [LIMIT_THP], script.lost, more={"processes": len(converter.pids)}
+        script.program, [LIMIT_THP], script.lost, more={"processes": converter.count[KIND_FORK] + 1}
     )
     if accesses is not None:
         accesses.finish(emit)
         result.limits += [
-            f"{LIMIT_GUESS} ({accesses.uncertain} of {converter.count[9]} faults)",
+            f"{LIMIT_GUESS} ({accesses.uncertain} of {converter.count[KIND_FAULT]} faults)",
             LIMIT_USER if script.user_only else LIMIT_KERNEL,
         ]
     return result

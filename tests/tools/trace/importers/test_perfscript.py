@@ -23,6 +23,7 @@ def test_the_sample_is_a_whole_trace(load, replay):
     assert trace.metadata["command"] == "./demo"
     assert trace.metadata["losses"] == {"events": 0}
     assert trace.metadata["limits"] == [LIMIT_THP]
+    assert trace.metadata["processes"] == 2
     assert trace.metadata["source"] == ["perf.txt"]
 
 
