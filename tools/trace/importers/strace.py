@@ -46,6 +46,7 @@ _LINE = re.compile(r"(?:\[pid +(\d+)\] |(\d+) +)(\d+)\.(\d{6}) (.*)")
 _WHOLE = re.compile(r"(\w+)\((.*)\) += (-?\w+|\?)(?: .*)?")
 _BEGUN = re.compile(r"(\w+)\((.*?),? *<unfinished \.\.\.>")
 _RESUMED = re.compile(r"<\.\.\. (\w+) resumed>.* = (-?\w+|\?)(?: .*)?")
+_SUPERSEDED = re.compile(r"\+\+\+ superseded by execve in pid (\d+) \+\+\+")
 _COMMENT = re.compile(r" */\*.*?\*/")
 _HUGE = re.compile(r"(\d+)<<MAP_HUGE_SHIFT")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -85,7 +86,8 @@ _ARGUMENTS = {"mmap": 6, "munmap": 2, "mremap": 5, "mprotect": 3, "pkey_mprotect
 @dataclass(slots=True)
 class Call:
     """
-    A line of strace: a call that is entered, left, or both (``entered`` and a result).
+    A line of strace: a call that is entered, left, or both (``entered`` and a result); or that a
+    thread's execve, ``result`` being the thread, goes on under the number of its process.
 
     ``args`` are numbers; of execve there are none, ``text`` is the program then. ``flags`` are those
     of clone.
@@ -125,6 +127,9 @@ class Strace:
             self.first = self.first or time
             tid = int(found[1] or found[2])
             self.first_tid = self.first_tid or tid
+            if superseded := _SUPERSEDED.match(found[5]):
+                yield time, Call(tid, "superseded", False, result=int(superseded[1]))
+                continue
             if found[5].startswith(("+++", "---")):
                 continue
             yield time, self._call(tid, found[5])
@@ -207,6 +212,9 @@ class Merge:
         self.time = max(self.time, time)
         tid = call.tid
         self._end(tid)
+        if call.name == "superseded" and call.result is not None:
+            self._program[tid] = self._program.pop(call.result, "")
+            return
         program = self._program.pop(tid, "")
         if program and not (call.name == "execve" and not call.entered):
             self._feed(tid, EXEC, exec_data(program))

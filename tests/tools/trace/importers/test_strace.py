@@ -132,6 +132,42 @@ def test_calls_that_others_interrupt(tmp_path):
     assert (ended.name, ended.entered, ended.result) == ("munmap", False, 0)
 
 
+def test_a_thread_that_executes_a_program(load, tmp_path):
+    """Its execve ends under the number of the process; what is mapped then is exec's no more."""
+    fault = "7ffff7ffe000"
+    perf = [
+        (1, "7/7", "PERF_RECORD_COMM exec: a:7/7"),
+        (2, "7/7", "PERF_RECORD_MMAP2 7/7: [0x1000(0x1000) @ 0 fe:00 5 0]: r-xp /bin/a"),
+        (3, "7/7", f"page-faults: {fault}"),
+        (4, "7/7", "PERF_RECORD_FORK(7:8):(7:7)"),
+        (12, "7/7", "PERF_RECORD_COMM exec: b:7/7"),
+        (13, "7/7", "PERF_RECORD_MMAP2 7/7: [0x1000(0x1000) @ 0 fe:00 6 0]: r-xp /bin/b"),
+        (22, "7/7", "PERF_RECORD_MMAP2 7/7: [0x8000(0x2000) @ 0x8000 00:00 0 0]: rw-p //anon"),
+        (23, "7/7", "page-faults: 8000"),
+        (40, "7/7", "PERF_RECORD_EXIT(7:7):(1:1)"),
+    ]
+    calls = [
+        (0, 7, 'execve("/bin/a", ["a"], 0x7ffd /* 1 var */) = 0'),
+        (5, 7, "brk(NULL) = 0x20000"),
+        (10, 8, 'execve("/bin/b", ["b"], 0x7ffd /* 1 var */ <unfinished ...>'),
+        (14, 7, "+++ superseded by execve in pid 8 +++"),
+        (15, 7, "<... execve resumed>) = 0"),
+        (
+            21,
+            7,
+            "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x8000",
+        ),
+        (30, 7, "exit_group(0) = ?"),
+    ]
+    faults, strace = tmp_path / "f.txt", tmp_path / "s.txt"
+    faults.write_text("".join(f"a {who} 100.0000{at:02}000: {text}\n" for at, who, text in perf))
+    strace.write_text("".join(f"{tid} 100.0000{at:02} {text}\n" for at, tid, text in calls))
+    trace = load("strace", strace, faults=faults)
+    assert [trace.file(r) for r in trace.of("exec")] == ["/bin/a", "/bin/b"]
+    # The program's own call says how long it is, not the merged mapping.
+    assert [(r[4], r[5], r[9]) for r in trace.of("mmap")][-1] == (0x8000, 4096, 0x22)
+
+
 def test_interrupted_calls_are_rows_all_the_same(load, edited, trace):
     """As with threads: the sample with one call told in two lines."""
     text = STRACE.read_text()
