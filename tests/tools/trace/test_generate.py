@@ -84,7 +84,7 @@ def test_every_kernel_replays_it(tmp_path, kind, kernel):
     path = make(tmp_path / "t.parquet", kind, SMALL[kind])
     with TraceReader(path) as reader:
         result = run_replay(reader, resolve("arm64", kernel), kernel)
-    assert (result["segv"], result["refused"], result["oom"]) == (0, 0, None)
+    assert (result["segv"], result["refused_calls"], result["oom"]) == (0, 0, None)
     assert result["memory"]["anon"] == 0
     if kernel == "baseline_4k":
         assert result["minflt"] == FAULTS[kind]
@@ -97,7 +97,7 @@ def test_addresses_are_user_space_everywhere(tmp_path, arch):
     path = make(tmp_path / "t.parquet", "arenas", SMALL["arenas"])
     with TraceReader(path) as reader:
         result = run_replay(reader, resolve(arch, "linux-6.12"), "linux-6.12")
-    assert (result["segv"], result["refused"]) == (0, 0)
+    assert (result["segv"], result["refused_calls"]) == (0, 0)
 
 
 def test_strided_goes_in_steps(tmp_path):

@@ -54,7 +54,7 @@ def test_the_replay_holds_what_the_program_held(load):
     trace = load("proc", SAMPLE)
     with TraceReader(trace.path) as reader:
         result = run_replay(reader, resolve("x86", "baseline_4k"), "baseline_4k")
-    assert (result["segv"], result["refused"]) == (0, 0)
+    assert (result["segv"], result["refused_calls"]) == (0, 0)
     vmas = read_maps(SAMPLE / "smaps", PAGE)
     anonymous = sum(v.anonymous if not v.shared else 0 for v in vmas)
     shared = sum(v.rss for v in vmas if v.shared and v.file is None)
