@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from virtmm.tools.replay.relayout import RangeMap
+from virtmm.tools.replay.rangemap import RangeMap
 from virtmm.tools.trace.schema import (
     KIND_BRK,
     KIND_EXEC,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from virtmm.tools.replay.relayout import RangeMap
+from virtmm.tools.replay.rangemap import RangeMap
 from virtmm.tools.trace.schema import (
     KIND_BRK,
     KIND_EXEC,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from virtmm.tools.replay.relayout import RangeMap
+from virtmm.tools.replay.rangemap import RangeMap
 from virtmm.tools.trace.importers.maps import read_maps, start_rows
 from virtmm.tools.trace.importers.source import Emit, Imported, Lines, Options, Progress
 from virtmm.tools.trace.schema import FAULT_PRESENT, KIND_EXIT, KIND_FAULT, TraceError
