@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,8 @@ class Front:
             raise ConfigError(f"menuconfig: TERM={os.environ.get('TERM', '')}: {e}") from None
         import menuconfig
 
+        # Started with SIGHUP ignored it would draw for ever on a terminal that is gone.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.edit(menuconfig.menuconfig)
 
     def guiconfig(self) -> None:

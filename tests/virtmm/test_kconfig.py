@@ -210,7 +210,7 @@ def test_unknown_names_list_what_exists():
     assert error("arm64", "nope") == (
         "arm64 has no defconfig 'nope'; choose one of: "
         "baseline_4k, anonfolio_basic, anonfolio, contpte, exefolio, baseline_16k, baseline_64k, "
-            "linux-6.12, linux-7.3, defconfig"
+        "linux-6.12, linux-7.3, defconfig"
     )
     assert error("x86", fragments=["64k"]) == "x86 has no fragment '64k'; choose one of: debug"
 
