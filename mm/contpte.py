@@ -116,12 +116,6 @@ def ptep_clear(k: Arena, pte: int) -> None:
     count_work(k, read=1, write=1)
 
 
-def ptep_clear_flush(k: Arena, pte: int) -> None:
-    """Make one entry none, for every processor at once."""
-    ptep_clear(k, pte)
-    k.work[WORK_tlbi] += 1
-
-
 def clear_full_ptes(k: Arena, pte: int, nr: int) -> None:
     """Make nr present entries none; contiguous blocks that go as a whole are not unfolded."""
     unfold_edges(k, pte, nr)

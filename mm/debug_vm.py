@@ -49,6 +49,7 @@ from .layout import (
     SLAB_MM,
     VMA_END,
     VMA_FAULTS,
+    VMA_FLAGS,
     VMA_MM,
     VMA_START,
     ZONE_ANON,
@@ -76,8 +77,17 @@ from .layout import (
     VM_nr_mapped,
     VM_nr_page_table_pages,
 )
-from .pgtable import pmd_trans_huge, pte_pfn, pte_present, pte_special, walk_page_table
+from .pgtable import (
+    pmd_trans_huge,
+    pte_pfn,
+    pte_present,
+    pte_special,
+    pte_write,
+    walk_page_table,
+)
 from .refused import NR_COUNTS
+from .rmap import linear_page_index
+from .vm_flags import VM_WRITE
 from .vma import slots, vma_lookup
 
 if TYPE_CHECKING:
@@ -155,6 +165,8 @@ def validate(k: Arena) -> None:
             continue
         queued = k.page[folio * _P + PAGE_FLAGS] & PG_deferred
         _check(bool(queued), f"folio {folio:#x} is mapped in part, not queued")
+    for mm in live_mms(k):
+        validate_entries(k, mm)
 
 
 def validate_refused(k: Arena) -> None:
@@ -241,6 +253,29 @@ def validate_mm(
     )
     for folio, count in shares.items():
         owners[folio][mm] = count
+
+
+def validate_entries(k: Arena, mm: int) -> None:
+    """An entry has no more rights than its VMA and its page give, and the page's index is its place."""
+    page, vma, end = k.page, 0, 0
+    for address, entry, _ in walk_page_table(k, mm):
+        if address >= end:
+            vma = vma_lookup(k, mm, address)
+            end = k.vma[vma * _V + VMA_END]
+        writable = pte_write(k, entry)
+        if writable and not k.vma[vma * _V + VMA_FLAGS] & VM_WRITE:
+            raise VmBug(f"mm {mm}: {address:#x} is writable, its VMA is not")
+        if pte_special(k, entry):
+            continue
+        pfn = pte_pfn(k, entry)
+        folio = page[pfn * _P + PAGE_HEAD]
+        base = folio * _P
+        index = page[base + PAGE_INDEX] | page[base + PAGE_INDEX_HI] << 32
+        if index + pfn - folio != linear_page_index(k, vma, address):
+            raise VmBug(f"mm {mm}: {address:#x} maps page {pfn:#x}, whose index is another")
+        anon = page[base + PAGE_FLAGS] & PG_anon
+        if writable and anon and not page[pfn * _P + PAGE_FLAGS] & PG_exclusive:
+            raise VmBug(f"mm {mm}: {address:#x} is writable, its page is not exclusive")
 
 
 def validate_contiguous(k: Arena, mm: int) -> None:

@@ -135,6 +135,9 @@ def exec_readahead(k: Arena, vma: int, index: int) -> None:
     is cut to the VMA and to the file, and filled from its start by folios as large as are aligned
     in the file and fit. Where one is cached already, or memory is short, it ends: the rest is left
     to single pages.
+
+    SIMPLIFIED: the kernel exefolio has this rule too; that of 2023 did not cut the block to the VMA, so
+    that text which begins in the middle of a block had all of it in one folio.
     """
     most, base = k.config.exec_folio_order, vma * _V
     file = k.vma[base + VMA_FILE]

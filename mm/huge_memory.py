@@ -109,18 +109,13 @@ def has_transparent_hugepage(k: Arena) -> bool:
     return k.config.transparent_hugepage
 
 
-def hugepage_vma_check(k: Arena, vma: int) -> bool:
+def hugepage_vma_check(k: Arena, flags: int) -> bool:
     """
-    Return whether policy would give an anonymous VMA a PMD-sized folio at a fault.
+    Return whether policy would give an anonymous VMA with these VM_* flags a PMD-sized folio.
 
     Mirrors: mm/huge_memory.c hugepage_vma_check(smaps=false, in_pf=true, enforce_sysfs=true),
     v6.4: the VMA's size and alignment are not looked at.
     """
-    return thp_eligible(k, k.vma[vma * _V + VMA_FLAGS])
-
-
-def thp_eligible(k: Arena, flags: int) -> bool:
-    """Return whether policy would give a PMD-sized folio to a VMA with these VM_* flags (v6.4)."""
     if not k.config.transparent_hugepage or flags & VM_NOHUGEPAGE:
         return False
     if k.knobs.enabled == "always":
@@ -149,7 +144,7 @@ def thp_allowable_orders(k: Arena, flags: int, orders: int) -> int:
     if k.ladder.by_user:
         return orders
     if k.config.policy != "mthp":
-        return orders & 1 << k.pmd_order if thp_eligible(k, flags) else 0
+        return orders & 1 << k.pmd_order if hugepage_vma_check(k, flags) else 0
     knobs = k.knobs
     mask = knobs.always
     if flags & VM_HUGEPAGE:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .arena import VMA_RECORD as _V
 from .folio import VmFault, vma_alloc_movable_folio
-from .huge_memory import has_transparent_hugepage, highest_order, thp_eligible
+from .huge_memory import has_transparent_hugepage, highest_order, hugepage_vma_check
 from .layout import (
     NR_ORDERS,
     REFUSED_EDGE,
@@ -32,7 +32,7 @@ def max_anon_folio_order(k: Arena, flags: int) -> int:
     """
     if not has_transparent_hugepage(k):
         return 0
-    return k.config.thp_order_max if thp_eligible(k, flags) else k.config.nothp_order_max
+    return k.config.thp_order_max if hugepage_vma_check(k, flags) else k.config.nothp_order_max
 
 
 def calc_anon_folio_orders_alloc(k: Arena, vmf: VmFault, orders: int) -> int:

@@ -36,7 +36,6 @@ from .folio import (
 from .huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_wp_page,
-    highest_order,
     thp_vma_allowable_orders,
     thp_vma_suitable_order,
     vma_thp_gfp_mask,
@@ -44,6 +43,7 @@ from .huge_memory import (
 from .large_anon_folio import (
     calc_anon_folio_orders_alloc,
     check_ptes_free,
+    max_anon_folio_order,
     try_vma_alloc_movable_folio,
 )
 from .layout import (
@@ -258,7 +258,7 @@ def wp_page_copy(k: Arena, vmf: VmFault) -> int:
         return VM_FAULT_OOM
     order = 0
     if anonymous and k.config.cow_copy:
-        order = highest_order(k.ladder.wanted(k, k.vma[vma * _V + VMA_FLAGS]))
+        order = max_anon_folio_order(k, k.vma[vma * _V + VMA_FLAGS])
     while True:
         order = calc_anon_folio_order_copy(k, vmf, order)
         new = try_vma_alloc_movable_folio(k, order)

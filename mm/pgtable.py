@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .arena import MM_RECORD, VMA_RECORD
+from .arena import MM_RECORD
 from .arena import PAGE_RECORD as _P
 from .layout import (
     MM_PGD,
@@ -19,7 +19,6 @@ from .layout import (
     NR_ORDERS,
     PAGE_FLAGS,
     PAGE_ORDER,
-    VMA_PAGE_PROT,
     ZONE_TABLE,
     EV_pt_page_alloc,
     EV_pt_page_free,
@@ -151,11 +150,6 @@ def vm_get_page_prot(k: Arena, flags: int) -> int:
     if flags & VM_WRITE and flags & VM_SHARED:
         prot = _set(prot, bits.write)
     return prot
-
-
-def vma_page_prot(k: Arena, vma: int) -> int:
-    """Return the entry bits of the VMA's pages, as vm_get_page_prot() made them."""
-    return k.vma[vma * VMA_RECORD + VMA_PAGE_PROT]
 
 
 def pte_alloc_one(k: Arena, mm: int) -> int:

@@ -7,14 +7,15 @@ fit at the fault is taken, asked again with what is left when an allocation fail
 rules of its own (huge_memory.py). Built in are
 
     ANON_POLICY  orders that a VMA may have          when an allocation fails
-    v1           2 … maximum                         next lower; ALLOC_LADDER=n: one page
+    v1           2 … maximum                         next lower
     v2           2 … preferred                       one page
     v2_simple    preferred                           one page
     v3           preferred, 3                        next lower
     v5           3                                   next lower
     mthp         enabled for the VMA                 next lower
 
-each with one page at its end and the largest that fits at its top (spec 1.3, 1.10, 1.11, 5.5). What
+each with the largest that fits at its top and one page at its end: after the first failure, if
+ANON_ALLOC_LADDER is n (spec 1.3, 1.10, 1.11, 5.5). What
 v2 prefers is v1's maximum for the VMA.
 """
 
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 from .arena import MM_RECORD as _M
 from .arena import TASK_RECORD as _T
 from .arena import VMA_RECORD as _V
-from .huge_memory import highest_order, thp_allowable_orders, thp_eligible
+from .huge_memory import highest_order, hugepage_vma_check, thp_allowable_orders
 from .large_anon_folio import max_anon_folio_order
 from .layout import (
     MM_BRK,
@@ -101,7 +102,7 @@ def _v3(k: Arena, flags: int) -> int:
     if flags & VM_NOHUGEPAGE or k.knobs.enabled == "never":
         return 0
     order = max(k.config.thp_order_max, PAGE_ALLOC_COSTLY_ORDER)
-    if not thp_eligible(k, flags):
+    if not hugepage_vma_check(k, flags):
         order = min(order, max(_SHIFT_64K - k.page_shift, 0))
     return only(order) | only(min(order, PAGE_ALLOC_COSTLY_ORDER))
 
@@ -159,9 +160,8 @@ def ladder_of(config: Config) -> Ladder:
     most = max(config.nothp_order_max, config.thp_order_max)
     if not config.alloc_zeroed or not config.fault_alloc or (not most and config.policy != "mthp"):
         return BASE
-    if config.policy == "v1" and not config.alloc_ladder:
-        return Ladder(_v1, largest_or_page)
-    return LADDERS[config.policy]
+    ladder = LADDERS[config.policy]
+    return ladder if config.alloc_ladder else Ladder(ladder.wanted, largest_or_page)
 
 
 def wanted_orders(k: Arena, flags: int) -> int:

@@ -45,6 +45,7 @@ from .layout import (
     VMA_END,
     VMA_FAULTS,
     VMA_FLAGS,
+    VMA_REFUSED,
     VMA_START,
     ZONE_SLAB,
     ZONE_VMA_LOG,
@@ -102,7 +103,7 @@ def count_refused(k: Arena, vmf: VmFault, order: int) -> None:
         reason = _reason(k, vmf, wanted, own)
         k.refused[reason * NR_ORDERS + wanted] += 1
         if wanted == largest:
-            k.vma[base + VMA_FAULTS + 1 + reason] += 1
+            k.vma[base + VMA_REFUSED + reason] += 1
             k.refused[reason * NR_ORDERS] += 1
         above -= 1 << wanted
 

@@ -130,11 +130,6 @@ def vm_area_free(k: Arena, vma: int) -> None:
         filemap.put_file(k, file)
 
 
-def vma_is_anonymous(k: Arena, vma: int) -> bool:
-    """Return whether a VMA maps no file."""
-    return k.vma[vma * _V + VMA_FILE] == 0
-
-
 def split_vma(k: Arena, vma: int, address: int) -> int:
     """
     Cut a VMA at address, strictly inside it, and return the new upper part; 0 = -ENOMEM.

@@ -113,6 +113,10 @@ def check_output(output: Path | None, traces: Iterable[Path]) -> None:
     """Refuse an output file that cannot be written, before the work for it is done."""
     if output is None:
         return
+    try:
+        output.exists()
+    except OSError as e:
+        raise unwritable(output, e.strerror or str(e)) from None
     if output.is_dir():
         raise unwritable(output, "is a directory")
     if not output.parent.exists():
@@ -489,7 +493,7 @@ def predict_check_command(
             keep=keep,
             progress=lambda what: show(what, next(done)),
         )
-    write(render_prediction(rows, fmt, prediction_notes(defconfig, repeat)), output)
+    write(render_prediction(rows, fmt, prediction_notes(defconfig, repeat, rows)), output)
 
 
 @main.command()

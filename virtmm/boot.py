@@ -85,23 +85,29 @@ def machine_config(config: ResolvedConfig, memory: int = 0) -> Config:
             f"MEMORY_MB={memory >> 20}: less than one block of the buddy allocator "
             f"({block << int(config['PAGE_SHIFT']) >> 20} MiB); give the machine more memory"
         )
+    policy = next((p for p in _POLICIES if config.get(f"ANON_POLICY_{p.upper()}")), "base")
+
+    def patch(symbol: str) -> bool:
+        """Return whether a patch of the series is in; mainline has them all."""
+        return policy == "mthp" or bool(config.get(symbol))
+
     return Config(
         nr_pages=nr_pages,
         max_page_order=most,
-        policy=next((p for p in _POLICIES if config.get(f"ANON_POLICY_{p.upper()}")), "base"),
+        policy=policy,
         transparent_hugepage=bool(config.get("TRANSPARENT_HUGEPAGE")),
         nothp_order_max=int(config.get("LARGE_ANON_FOLIO_NOTHP_ORDER_MAX", 0)),
         thp_order_max=int(config.get("LARGE_ANON_FOLIO_THP_ORDER_MAX", 0)),
-        zap_batch=bool(config.get("ANON_ZAP_BATCH")),
+        zap_batch=patch("ANON_ZAP_BATCH"),
         phys_backing=bool(config.get("PHYS_BACKING")),
         debug_vm=bool(config.get("DEBUG_VM")),
-        clear_last=bool(config.get("ANON_CLEAR_LAST")),
-        alloc_zeroed=bool(config.get("ANON_ALLOC_ZEROED")),
-        alloc_ladder=bool(config.get("ANON_ALLOC_LADDER")),
-        rmap_add_range=bool(config.get("ANON_RMAP_ADD_RANGE")),
-        rmap_remove_range=bool(config.get("ANON_RMAP_REMOVE_RANGE")),
-        deferred_split=bool(config.get("ANON_DEFERRED_SPLIT")),
-        fault_alloc=bool(config.get("ANON_FAULT_ALLOC")),
+        clear_last=patch("ANON_CLEAR_LAST"),
+        alloc_zeroed=patch("ANON_ALLOC_ZEROED"),
+        alloc_ladder=patch("ANON_ALLOC_LADDER"),
+        rmap_add_range=patch("ANON_RMAP_ADD_RANGE"),
+        rmap_remove_range=patch("ANON_RMAP_REMOVE_RANGE"),
+        deferred_split=patch("ANON_DEFERRED_SPLIT"),
+        fault_alloc=patch("ANON_FAULT_ALLOC"),
         cow_zero=bool(config.get("ANON_COW_ZERO")),
         cow_copy=bool(config.get("ANON_COW_COPY")),
         cow_reuse=bool(config.get("ANON_COW_REUSE")),

@@ -88,6 +88,12 @@ BREAKAGES = {
     "vma overlap": (lambda v: v.vma(0, layout.VMA_END, START + 60 * PAGE), "overlaps or is empty"),
     "vma unaligned": (lambda v: v.vma(0, layout.VMA_END, START + 24 * PAGE - 1), "not aligned"),
     "page outside": (lambda v: v.move(0, 26), "outside any VMA"),
+    "rights": (lambda v: v.vma(0, layout.VMA_FLAGS, 1), "is writable, its VMA is not"),
+    "index": (lambda v: v.page(v.folio, layout.PAGE_INDEX, plus(5)), "whose index is another"),
+    "writable, shared": (
+        lambda v: v.page(v.folio + 3, layout.PAGE_FLAGS, flip(layout.PG_exclusive)),
+        "is writable, its page is not exclusive",
+    ),
     "not present": (set_pte(0, lambda v, e: e & ~v.k.arch.pte.present.mask), "not present"),
     "special": (set_pte(0, lambda v, e: pte_mkspecial(v.k, e)), "not the zero page"),
     "lost entry": (set_pte(0, lambda v, e: 0), "anon pages mapped, counted"),

@@ -47,13 +47,14 @@ def test_patch_2_zeroed_folios_of_any_order(lab, sets, order):
 
 def test_patch_2_leaves_copies_alone(lab):
     """A copy is not zeroed first: the folio of ANON_COW_COPY does not come from this function."""
-    m = lab("anonfolio", *without("ANON_ALLOC_ZEROED"), "PHYS_BACKING=y")
-    m.map(0, 16)
-    m.write(*range(16))
-    assert m.orders(0, 16) == [0] * 16
+    m = lab("anonfolio", *without("ANON_ALLOC_ZEROED"), "MEMORY_MB=64", knobs=["enabled=always"])
+    m.map(0, 512)
+    m.write(0)  # a huge page, which patch 2 has no part in
+    for prot in (1, 3):
+        assert m.mprotect(1, m.at(0), m.page_size, prot) == 0
     m.fork(1, 2)
-    m.write(3)
-    assert m.folio(3) == (0, 0)
+    m.write(100)
+    assert m.folio(100) == (4, 4)
 
 
 # 3: the ladder

@@ -79,7 +79,8 @@ def copy_order(driver, pid, p, vma):
 def allowed_orders(driver, vma, page):
     """Return the orders that policy allows a page, largest first."""
     if not driver.mthp:
-        huge = [driver.k.pmd_order] if hugepage_vma_check(driver.k, vma) else []
+        flags = driver.k.vma[vma * VMA_RECORD + layout.VMA_FLAGS]
+        huge = [driver.k.pmd_order] if hugepage_vma_check(driver.k, flags) else []
         return [*huge, *ladder(driver.k, vma, page.huge)]
     top = driver.knobs["enabled"]
     inherit = top == "always" or (page.huge == 1 and top == "madvise")
@@ -107,6 +108,6 @@ def ladder(k, vma, hint):
         return [3]
     if k.knobs.enabled == "never":
         return []
-    if not hugepage_vma_check(k, vma):
+    if not hugepage_vma_check(k, k.vma[vma * VMA_RECORD + layout.VMA_FLAGS]):
         return {4096: [4, 3], 16384: [2], 65536: []}[k.page_size]
     return {4096: [4, 3], 16384: [7, 3], 65536: [5, 3]}[k.page_size]

@@ -80,9 +80,15 @@ def parse_setting(text: str) -> dict[int, str]:
     return found
 
 
-def prediction_notes(kernel: str, repeat: int) -> list[str]:
+def prediction_notes(kernel: str, repeat: int, rows: Sequence[Row] = ()) -> list[str]:
     """Return the lines below a table of predictions."""
+    failed = {
+        f"{r.command}: ended with status {r.measured['status']}"
+        for r in rows
+        if r.measured["status"]
+    }
     return [
+        *sorted(failed),
         f"Predicted by {kernel} from one recording with base pages; measured on Linux "
         f"{platform.release().split('-')[0]}, medians of {repeat} runs.",
         "Folios: predicted/measured by size; measured for the whole machine.",

@@ -4,8 +4,8 @@
  *
  * usage: launch ASLR FD PROGRAM ARG0 [ARG...]
  *
- * ASLR is 0 or 1. Writes "MINFLT MAXRSS_KB STATUS" to descriptor FD; MINFLT without what happened
- * before exec. A process inherits the largest resident set of what it was forked from and exec'ed by, so
+ * ASLR is 0 or 1. Writes "MINFLT MAXRSS_KB STATUS" to descriptor FD when the command and all it started
+ * have ended; MINFLT without what happened before exec, STATUS the command's. A process inherits the largest resident set of what it was forked from and exec'ed by, so
  * that of a small program started by Python would be Python's. This is smaller than any of them.
  */
 #include <errno.h>
@@ -14,17 +14,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 int main(int argc, char **argv)
 {
-	int said[2], status, fd;
+	int said[2], status, ended = 0, fd;
+	long before = 0, minflt = 0, maxrss = 0;
 	struct rusage usage;
-	long before = 0;
-	pid_t pid;
+	pid_t pid, child;
 
+	/* A child that outlives the command becomes ours. */
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
+		return 126;
 	if (argc < 5 || (fd = atoi(argv[2])) < 3 || pipe(said) || (pid = fork()) < 0)
 		return 126;
 	if (!pid) {
@@ -43,9 +47,15 @@ int main(int argc, char **argv)
 	close(said[1]);
 	if (read(said[0], &before, sizeof(before)) != sizeof(before))
 		before = 0;
-	if (wait4(pid, &status, 0, &usage) != pid)
-		return 126;
-	dprintf(fd, "%ld %ld %d\n", usage.ru_minflt - before, usage.ru_maxrss,
-		WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+	while ((child = wait4(-1, &status, 0, &usage)) > 0 || errno == EINTR) {
+		if (child < 0)
+			continue;
+		minflt += usage.ru_minflt;
+		if (usage.ru_maxrss > maxrss)
+			maxrss = usage.ru_maxrss;
+		if (child == pid)
+			ended = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	}
+	dprintf(fd, "%ld %ld %d\n", minflt - before, maxrss, ended);
 	return 0;
 }

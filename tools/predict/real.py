@@ -15,10 +15,13 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from virtmm.build_core import compiler_name
 from virtmm.kbuild import cache_folder
@@ -94,7 +97,7 @@ def settings(enabled: Mapping[int, str], thp: str = "madvise") -> Iterator[None]
         RealError: a setting cannot be written.
     """
     knobs = sizes()
-    with LOCK.open("w") as lock:
+    with LOCK.open("w") as lock, _terminable():
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = {knob: chosen(knob) for knob in (*knobs.values(), THP / "enabled")}
         try:
@@ -112,6 +115,21 @@ def settings(enabled: Mapping[int, str], thp: str = "madvise") -> Iterator[None]
             for knob, value in before.items():
                 knob.write_text(value)
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that settings are restored."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def folios() -> dict[int, int]:

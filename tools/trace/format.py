@@ -81,6 +81,26 @@ def _nameless(folder: Path) -> int | None:
         return None
 
 
+def check_target(path: Path) -> Path:
+    """
+    Return the file that a trace at ``path`` is, links followed; TraceError when none can be there.
+
+    It must be a regular file or not there yet: a device or pipe would be replaced by the trace.
+    """
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            what = "a directory" if target.is_dir() else "no regular file"
+            raise TraceError(f"{path}: is {what}; name a file for the trace with -o")
+        if not target.parent.is_dir():
+            raise TraceError(
+                f"{path}: cannot write a trace there; name a file in an existing folder"
+            )
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; choose another place with -o") from None
+    return target
+
+
 class TraceWriter:
     """
     Write a trace row by row.
@@ -102,10 +122,9 @@ class TraceWriter:
         self._writer: Any = None
         if wrong := check_metadata(self.metadata):
             raise TraceError(f"{self.path}: {wrong}")
-        if self.path.is_dir():
-            raise TraceError(f"{self.path}: is a directory; name a file for the trace")
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self._nameless = _nameless(self.path.parent)
+        self._target = check_target(self.path)
+        self._temporary = self._target.with_name(f".{self._target.name}.{os.getpid()}.tmp")
+        self._nameless = _nameless(self._target.parent)
         where = self._temporary if self._nameless is None else f"/proc/self/fd/{self._nameless}"
         try:
             self._writer = pq.ParquetWriter(
@@ -224,7 +243,7 @@ class TraceWriter:
                 # The place is absolute; only with a folder does Python follow the link in /proc.
                 place = f"/proc/self/fd/{self._nameless}"
                 os.link(place, self._temporary, src_dir_fd=self._nameless, follow_symlinks=True)
-            self._temporary.replace(self.path)
+            self._temporary.replace(self._target)
             self._forget()
         except OSError as error:
             self.abort()

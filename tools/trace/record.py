@@ -35,7 +35,7 @@ from virtmm.tools.trace.access import Accesses
 from virtmm.tools.trace.capture import PerfCapture, Source, open_capture
 from virtmm.tools.trace.convert import Converter
 from virtmm.tools.trace.filepages import FilePages, install_filter
-from virtmm.tools.trace.format import KINDS, TraceError, TraceWriter
+from virtmm.tools.trace.format import KINDS, TraceError, TraceWriter, check_target
 from virtmm.tools.trace.paths import Cleaner
 from virtmm.tools.trace.program import Program
 
@@ -136,8 +136,7 @@ def record(
     target = Path(output)
     if not command:
         raise TraceError("no command to record; give one after --")
-    if not target.parent.is_dir() or target.is_dir():
-        raise TraceError(f"{target}: cannot write a trace there; name a file in an existing folder")
+    check_target(target)
     needs = host.choose(backend)
     if every_file_page and needs.backend != "perf":
         raise TraceError("--every-file-page needs the back-end perf; record as root, or without it")

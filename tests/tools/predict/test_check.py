@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 from virtmm.tools.predict import check, real
-from virtmm.tools.predict.check import Row, parse_setting
+from virtmm.tools.predict.check import Row, parse_setting, prediction_notes
 from virtmm.tools.predict.real import Measured, RealError
 from virtmm.tools.predict.show import render
 
@@ -70,6 +70,13 @@ def test_the_table_says_how_far_off():
     document = json.loads(render([row()], "json"))
     assert document["rows"][0]["minflt_error_percent"] == pytest.approx(-1)
     assert document["rows"][0]["predicted"]["folios"] == {"65536": 3}
+
+
+def test_a_command_that_failed_is_named():
+    failed = Row("false", "none", {}, {"status": 1}, 1, 0)
+    passed = Row("true", "none", {}, {"status": 0}, 1, 0)
+    assert prediction_notes("linux-6.18", 1, [passed, failed])[0] == "false: ended with status 1"
+    assert len(prediction_notes("linux-6.18", 1, [passed])) == 2
 
 
 def test_nothing_measured_is_no_error():

@@ -2,6 +2,7 @@
 """Settings of the running kernel: written, and restored however it ends. All on a copy of the folder."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -111,3 +112,18 @@ def test_a_status_is_passed_on_and_a_command_that_is_not_there_refused(thp):
     assert real.run(["sh", "-c", "kill -9 $$"]).status == 137
     with pytest.raises(RealError, match="no-such-command: command not found"):
         real.run(["no-such-command"])
+
+
+def test_what_outlives_the_command_is_counted_too(thp):
+    """As in a recording, which follows all that the command starts."""
+    child = TOUCH.format(n=2000)
+    script = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    assert real.run([sys.executable, "-c", script]).minflt > 3000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_restores_the_settings(thp, number):
+    with pytest.raises(SystemExit), real.settings({16: "always"}):
+        os.kill(os.getpid(), number)
+    assert values(thp)["hugepages-16kB"] == "never"
+    assert signal.getsignal(number) != signal.SIG_IGN

@@ -360,3 +360,11 @@ def test_where_no_file_can_be_without_a_name(
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
     with TraceReader(path) as reader:
         assert reader.num_events == 1
+
+
+def test_a_link_keeps_its_name_and_its_file_gets_the_trace(tmp_path):
+    link, file = tmp_path / "link.parquet", tmp_path / "file.parquet"
+    link.symlink_to(file)
+    with TraceWriter(link, {"page_size": 4096}):
+        pass
+    assert link.is_symlink() and file.is_file()

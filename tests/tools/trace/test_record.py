@@ -244,8 +244,13 @@ def test_recording_adds_no_fault(temporary: Path, tmp_path: Path) -> None:
 def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no command to record"):
         record.record([], tmp_path / "t.parquet")
-    for target in (tmp_path, tmp_path / "none" / "t.parquet"):
-        with pytest.raises(TraceError, match="cannot write a trace there"):
+    os.mkfifo(tmp_path / "pipe")
+    for target, why in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "none" / "t.parquet", "cannot write a trace there"),
+        (tmp_path / "pipe", "is no regular file"),
+    ):
+        with pytest.raises(TraceError, match=why):
             record.record(["true"], target)
 
 
