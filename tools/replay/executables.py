@@ -20,28 +20,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtmm.tools.trace.schema import KIND_MMAP
-
 if TYPE_CHECKING:
     from virtmm.tools.replay.relayout import AddressSpace
-    from virtmm.tools.trace.format import TraceReader
+    from virtmm.tools.trace.format import File, TraceReader
 
 _PROT_EXEC = 4
 
 
-def executables(reader: TraceReader) -> frozenset[int]:
+def executables(reader: TraceReader) -> frozenset[File]:
     """
-    Return the files (indices into ``reader.files``) that the trace maps executable: one pass over it.
+    Return the files that the trace maps executable: one pass over some of its columns.
 
     The kernel's own pages, ``[vdso]``, are none.
     """
-    found = {
-        row[11]
-        for batch in reader.batches()
-        for row in batch
-        if row[3] == KIND_MMAP and row[8] & _PROT_EXEC and row[11]
-    }
-    return frozenset(i for i in found if not reader.files[i].path.startswith("["))
+    found = reader.mapped_files(_PROT_EXEC)
+    return frozenset(file for file in found if not file.path.startswith("["))
 
 
 def place_object(space: AddressSpace, wants: list[int], length: int, offset: int, prot: int) -> int:

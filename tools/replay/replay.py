@@ -273,7 +273,7 @@ class Replay:
 
     def _object(self, pid: int, file: int) -> int:
         """Return the executable object that a new mapping belongs to; what exec maps behind it is bss."""
-        found = file if file in self._executables else 0
+        found = file if self.reader.files[file] in self._executables else 0
         if pid in self._starting:
             found = found if file else self._starting[pid]
             self._starting[pid] = found

@@ -401,6 +401,26 @@ class TraceReader:
             raise self._damaged(error) from None
         return found if found >= address else 0
 
+    def mapped_files(self, prot: int) -> set[File]:
+        """Return the files that an mmap of the trace maps with a protection that has all of ``prot``."""
+        found: set[File] = set()
+        columns = ["kind", "prot", "path", "inode", "size"]
+        try:
+            for batch in self._file.iter_batches(columns=columns):
+                kinds, given = batch.column("kind"), batch.column("prot")
+                words = kinds.dictionary.to_pylist()
+                if "mmap" not in words:
+                    continue
+                bits = pa.scalar(prot, given.type)
+                has = pc.equal(pc.bit_wise_and(given, bits), bits)
+                mmap = pc.equal(kinds.indices, words.index("mmap"))
+                rows = batch.filter(pc.and_(pc.and_(mmap, has), batch.column("path").is_valid()))
+                of = [rows.column(name).to_pylist() for name in ("path", "inode", "size")]
+                found.update(map(File, *of))
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+        return found
+
     def batches(self) -> Iterator[list[Row]]:
         """
         Yield the rows in lists of at most BATCH_ROWS.

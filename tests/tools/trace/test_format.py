@@ -84,6 +84,20 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[A
     assert rows_of(path) == rows
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rows=events(), prot=st.sampled_from((0, 1, 4, 5)))
+def test_mapped_files(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, ...]], prot: int
+) -> None:
+    path = tmp_path_factory.mktemp("t") / "t.parquet"
+    with TraceWriter(path, METADATA) as writer:
+        for row in rows:
+            writer.append_row(row)
+    wanted = {r[11] for r in rows if KINDS[r[3]] == "mmap" and r[8] & prot == prot and r[11]}
+    with TraceReader(path) as reader:
+        assert reader.mapped_files(prot) == wanted
+
+
 def test_the_highest_address_of_the_calls(tmp_path: Path) -> None:
     """Found in the footer alone when it is below what is asked about; faults do not count."""
     path = tmp_path / "t.parquet"
