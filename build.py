@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, bool | int | str]
 
-CFLAGS = ["-O3", "-std=gnu11", "-Wall", "-Wextra"]
+CFLAGS = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow"]
 SANITIZERS = {
     "address": ["-fsanitize=address", "-g"],
     "undefined": ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-g"],
@@ -240,7 +240,7 @@ def compile_core(
         except Exception as e:  # distutils raises its own kinds, under names that move
             failure = e
     text = log.read_text(errors="replace").splitlines()
-    first = next((line for line in text if "error" in line), str(failure))
+    first = next((line for line in text if "error:" in line), str(failure))
     raise BuildError(f"compiling the C core failed: {first.strip()}")
 
 

@@ -58,6 +58,14 @@ def test_every_named_kernel_compiles_without_a_warning(name, cache):
     assert core.lib.set_ptes
 
 
+@pytest.mark.parametrize("compiler", [c for c in ("gcc", "clang") if shutil.which(c)])
+@pytest.mark.parametrize("kernel", [("arm64", "anonfolio_basic"), ("x86", "linux-7.3")])
+def test_each_compiler_that_is_installed_takes_a_core(compiler, kernel, cache, monkeypatch):
+    monkeypatch.setenv("CC", compiler)
+    arch, defconfig = kernel
+    assert kbuild.load_core(resolve(arch, defconfig), load_arch(arch)).lib.set_ptes
+
+
 def test_several_cores_in_one_process(cache):
     """Each has its own page size: two neighbouring pages are that far apart in their entries."""
     cores = {
@@ -89,11 +97,18 @@ def test_compiler_refuses_a_source(csrc, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_warning_is_an_error_unless_werror_is_off(csrc, cache):
+@pytest.mark.parametrize(
+    "code, warning",
+    [
+        ("static int unused_thing;", "unused_thing"),
+        ("int shadow(int a);\nint shadow(int a) { { int a = 1; return a; } }", "shadows"),
+    ],
+)
+def test_warning_is_an_error_unless_werror_is_off(csrc, cache, code, warning):
     with (csrc / "zero.c").open("a") as f:
-        f.write("static int unused_thing;\n")
+        f.write(code + "\n")
     build(csrc, cache, sets=["WERROR=n"])
-    with pytest.raises(BuildError, match="unused_thing"):
+    with pytest.raises(BuildError, match=warning):
         build(csrc, cache)
 
 
