@@ -51,7 +51,7 @@ help:
 	@echo '  core            - compile the core for .config'
 	@echo '  test            - set up with test tools, and run the tests'
 	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
-	@echo '  bench           - run the benchmarks'
+	@echo '  bench           - run the benchmarks; SAVE=name keeps the run, COMPARE=name sets it beside one'
 	@echo '  predict-check   - predict programs, run them on this kernel, compare (root, changes THP)'
 	@echo '  check           - lint, format, types, import rule, spelling'
 	@echo '  setup           - only make or update the virtual environment'
@@ -92,7 +92,9 @@ san: setup-test
 
 bench: setup-test
 	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only \
-		--benchmark-columns=min,median,iqr,ops,rounds
+		--benchmark-columns=min,median,iqr,ops,rounds \
+		$(if $(SAVE),--benchmark-save='$(SAVE)') \
+		$(if $(COMPARE),--benchmark-compare='*_$(COMPARE)')
 
 predict-check: setup
 	$(Q)$(PY) -m scripts.predict_check

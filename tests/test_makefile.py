@@ -276,3 +276,12 @@ def test_menuconfig_lists_overridden_values(tmp_path):
     terminal.wait_for("Save configuration?")
     terminal.keys("n")
     assert terminal.finish() == 0
+
+
+def test_bench_saves_and_compares(make):
+    """By pytest-benchmark, which finds a saved run by its name."""
+    plain, both = (make("-n", "bench", *v)[1] for v in ((), ("SAVE=new", "COMPARE=old")))
+    assert "tests/benchmarks" in plain
+    assert "--benchmark-save" not in plain and "--benchmark-compare" not in plain
+    assert "--benchmark-save='new'" in both
+    assert "--benchmark-compare='*_old'" in both
