@@ -19,6 +19,7 @@ from virtmm.tools.predict.check import parse_setting, predict_check, prediction_
 from virtmm.tools.predict.real import RealError
 from virtmm.tools.predict.real import require as require_real
 from virtmm.tools.predict.show import render as render_prediction
+from virtmm.tools.replay.parallel import Run, WorkerError, available_cores, replay_all
 from virtmm.tools.replay.replay import replay as run_replay
 from virtmm.tools.report.cost import CostError
 from virtmm.tools.report.inspection import render as render_inspection
@@ -62,6 +63,7 @@ ERRORS = (
     ReportError,
     ScenarioError,
     TraceError,
+    WorkerError,
 )
 TRACE = click.Path(path_type=Path)
 PREDICT_SIZES = ("none", "16", "64", "128", "16,32,64", "2048")
@@ -163,10 +165,14 @@ def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        auto_refresh=False,  # by a thread, which has no place in a process that forks
     ) as bar:
         task = bar.add_task("", total=total)
-        yield lambda what, done: bar.update(task, description=what, completed=done)
+        yield lambda what, done: bar.update(task, description=what, completed=done, refresh=True)
 
 
 def split_sets(sets: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -351,6 +357,13 @@ def replay(
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help=SET_HELP)
 @policy_option
 @why_option
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Replays at a time, a process each; default: one for each core there is.",
+)
 @format_option
 @click.option("-o", "--output", type=TRACE, help=OUTPUT_HELP)
 def compare(
@@ -360,6 +373,7 @@ def compare(
     sets: tuple[str, ...],
     policy_file: Path | None,
     why: bool,
+    jobs: int | None,
     fmt: str,
     output: Path | None,
 ) -> None:
@@ -384,28 +398,13 @@ def compare(
             raise ReportError(
                 f"{trace}: two traces are called {trace.stem}; give one file another name"
             )
-    results = []
+    runs = [
+        Run(trace, config, name, settings[name], policies.get(name))
+        for trace in traces
+        for name, config in configs.items()
+    ]
     with progress_bar(total * len(configs)) as show:
-        done = 0
-        for trace in traces:
-            for name, config in configs.items():
-                what = f"{trace.stem} {name}"
-
-                def moved(n: int, what: str = what, done: int = done) -> None:
-                    show(what, done + n)
-
-                with TraceReader(trace) as reader:
-                    results.append(
-                        run_replay(
-                            reader,
-                            config,
-                            name,
-                            settings[name],
-                            policy=policies.get(name),
-                            progress=moved,
-                        )
-                    )
-                    done += reader.num_events
+        results = replay_all(runs, jobs or available_cores(), show)
     text = render(results, fmt, not_booted=not_booted)
     if why and fmt != "json":
         text += "\n" + render_why(results, fmt)

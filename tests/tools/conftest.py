@@ -24,4 +24,5 @@ def no_work(monkeypatch):
         raise AssertionError("work was begun")
 
     monkeypatch.setattr(cli, "run_replay", work)
+    monkeypatch.setattr(cli, "replay_all", work)
     monkeypatch.setattr("virtmm.kbuild.load_core", work)
