@@ -4,6 +4,7 @@
 import pytest
 from click.testing import CliRunner
 from virtmm.tools import cli
+from virtmm.tools.commands import replay
 
 
 @pytest.fixture
@@ -23,6 +24,6 @@ def no_work(monkeypatch):
     def work(*args, **kw):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr(cli, "run_replay", work)
-    monkeypatch.setattr(cli, "replay_all", work)
+    monkeypatch.setattr(replay, "run_replay", work)
+    monkeypatch.setattr(replay, "replay_all", work)
     monkeypatch.setattr("virtmm.kbuild.load_core", work)

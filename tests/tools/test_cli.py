@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from virtmm.tools import cli
+from virtmm.tools.commands import traces
 from virtmm.tools.report.result import check_result
-from virtmm.tools.trace.format import TraceWriter
+from virtmm.tools.trace.format import TraceError, TraceWriter
 
 from virtmm import topdir
 
@@ -156,9 +156,9 @@ def test_record_leaves_options_behind_the_command_to_it(virtmm, monkeypatch, tmp
 
     def record(command, output, **options):
         seen.append((command, output, options["aslr"]))
-        raise cli.TraceError("no perf")
+        raise TraceError("no perf")
 
-    monkeypatch.setattr(cli, "run_record", record)
+    monkeypatch.setattr(traces, "run_record", record)
     for args in (["gcc", "-o", "x", "--aslr"], ["--", "gcc", "-o", "x", "--aslr"]):
         refused(virtmm("record", "-o", tmp_path / "t", *args), "no perf")
         assert seen.pop() == (("gcc", "-o", "x", "--aslr"), tmp_path / "t", False)
@@ -170,9 +170,9 @@ def test_record_hands_its_options_on(virtmm, monkeypatch, tmp_path):
 
     def record(command, output, **options):
         seen.update(options, command=command, output=output)
-        raise cli.TraceError("no perf")
+        raise TraceError("no perf")
 
-    monkeypatch.setattr(cli, "run_record", record)
+    monkeypatch.setattr(traces, "run_record", record)
     given = ["--backend", "user", "--wait", "1.5", "--allow-lost", "--aslr", "--every-file-page"]
     refused(virtmm("record", *given, "-o", tmp_path / "t", "gcc", "-c"), "no perf")
     assert seen == {

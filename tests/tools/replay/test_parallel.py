@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import Pipe
 
 import pytest
-from virtmm.tools import cli
+from virtmm.tools.commands import replay
 from virtmm.tools.replay import parallel
 from virtmm.tools.replay.parallel import Run, available_cores, replay_all
 from virtmm.tools.trace.format import TraceWriter
@@ -108,7 +109,7 @@ def test_as_many_jobs_as_there_are_cores(virtmm, traces, monkeypatch):
         raise TraceError("enough")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7})
-    monkeypatch.setattr(cli, "replay_all", replays)
+    monkeypatch.setattr(replay, "replay_all", replays)
     assert available_cores() == 3
     virtmm("compare", *traces)
     virtmm("compare", *traces, "-j", 8)
@@ -185,13 +186,17 @@ def test_ctrl_c_ends_all_at_once(traces, tmp_path):
         )
     finally:
         signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 60
-    while len(pids := [int(p.name[4:]) for p in tmp_path.glob("pid-*")]) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err.strip()) == (1, "", "Aborted!")
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    try:
+        deadline = time.monotonic() + 60
+        while len(pids := [int(p.name[4:]) for p in tmp_path.glob("pid-*")]) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err.strip()) == (1, "", "Aborted!")
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

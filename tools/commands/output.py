@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a command prints or writes, what went wrong, and how far it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from virtmm.tools.report.table import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+TRACE = click.Path(path_type=Path)
+OUTPUT_HELP = "File to write; default: standard output."
+format_option = click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="text and md are tables; json and csv have the figures unrounded.",
+)
+
+
+def fail(message: str) -> int:
+    """Print what went wrong, a line for each thing, and return the exit status for it."""
+    for line in message.splitlines():
+        click.echo(f"virtmm: {line}", err=True)
+    return 2
+
+
+def unwritable(output: Path, reason: str) -> SystemExit:
+    """Return the exit for an output file that cannot be written."""
+    return SystemExit(fail(f"{output}: cannot write: {reason}; choose another -o"))
+
+
+def check_output(output: Path | None, traces: Iterable[Path]) -> None:
+    """Refuse an output file that cannot be written, before the work for it is done."""
+    if output is None:
+        return
+    try:
+        output.exists()
+    except OSError as e:
+        raise unwritable(output, e.strerror or str(e)) from None
+    if output.is_dir():
+        raise unwritable(output, "is a directory")
+    if not output.parent.exists():
+        raise unwritable(output, f"{output.parent} does not exist")
+    if not output.parent.is_dir():
+        raise unwritable(output, f"{output.parent} is not a directory")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise unwritable(output, f"no permission in {output.parent}")
+    if output.exists() and any(t.exists() and t.samefile(output) for t in traces):
+        raise unwritable(output, "it is the trace")
+
+
+def write(text: str, output: Path | None) -> None:
+    """Print the text, or write it to a file whole or not at all."""
+    text = text.rstrip("\n")
+    if output is None:
+        try:
+            click.echo(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            # What the interpreter would try to write at its end fails again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(fail(f"standard output: cannot write: {e.strerror}")) from None
+        return
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    if output.exists() and not output.is_file():
+        part = output  # a device or a pipe keeps its name
+    try:
+        part.write_text(text + "\n")
+        if part != output:
+            part.replace(output)
+    except OSError as e:
+        if part != output:
+            with suppress(OSError):
+                part.unlink()
+        raise unwritable(output, e.strerror or str(e)) from None
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
+    """Yield a function (what, units done of it) that moves a bar on a terminal and does nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        auto_refresh=False,  # by a thread, which has no place in a process that forks
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, done: bar.update(task, description=what, completed=done, refresh=True)
