@@ -67,6 +67,14 @@ enum vk_vmstat {
 enum vk_work {
 #include "arena.def"
 };
+#undef WORK
+#undef MTHP_STAT
+
+#define WORK(name, doc)
+#define MTHP_STAT(name, doc) MTHP_##name,
+enum vk_mthp_stat {
+#include "arena.def"
+};
 #undef ARRAY
 #undef FIELD
 #undef CONST
@@ -75,7 +83,13 @@ enum vk_work {
 #undef WORK
 #undef MTHP_STAT
 
-enum { PAGE_WORDS_SHIFT = PAGE_SHIFT - 3, PAGE_RECORD = 8, MM_RECORD = 16 };
+enum {
+	PAGE_WORDS_SHIFT = PAGE_SHIFT - 3,
+	PAGE_RECORD = 8,
+	MM_RECORD = 16,
+	VMA_RECORD = 16,
+	TASK_RECORD = 32,
+};
 
 static inline u64 pte_pfn(u64 pte)
 {
@@ -95,5 +109,8 @@ static inline u32 *page_record(const struct vk *k, u64 pfn)
 }
 
 #include "core_api.h"
+
+/* in buddy.c: */
+u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
 
 #endif

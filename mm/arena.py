@@ -203,6 +203,7 @@ class Arena:
     refused: memoryview
     tlb: memoryview
     vma_log: memoryview
+    fault: memoryview
     run: memoryview
     config: Config
     arch: ArchParams

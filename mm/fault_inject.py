@@ -48,6 +48,10 @@ class FaultInjection:
     _charges: int = 0
     _attempts: int = 0
 
+    def idle(self) -> bool:
+        """Return whether nothing is to fail."""
+        return not (self.alloc or self.charge or self.populate)
+
     def should_fail_alloc(self, order: int) -> bool:
         """Return whether this allocation of a folio fails."""
         self._allocs[order] = self._allocs.get(order, 0) + 1

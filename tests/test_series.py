@@ -112,7 +112,21 @@ def test_switched_off_nothing_changes(trace, not_opted_in, monkeypatch):
     assert not set(on) & set(off)
 
     monkeypatch.setattr(memory, "do_anonymous_page", one_page_fault)
-    assert digests(trace, resolve("arm64", "baseline_4k")) == off
+    assert digests(trace, resolve("arm64", "baseline_4k", sets=["FAST_FAULT=n"])) == off
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "anonfolio_basic", "contpte", "linux-7.3"])
+@pytest.mark.parametrize("trace", SAMPLES, ids=lambda p: p.stem)
+def test_faults_in_c_change_nothing(trace, kernel):
+    """Neither the arena at any step nor any figure of the result."""
+    seen = []
+    for fast in "yn":
+        config = resolve("arm64", kernel, sets=[f"FAST_FAULT={fast}"])
+        with TraceReader(trace) as reader:
+            figures = replay(reader, config, kernel)
+        assert figures.pop("config_hash") == config.hash
+        seen.append((digests(trace, config), figures))
+    assert seen[0] == seen[1]
 
 
 # The document

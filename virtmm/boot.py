@@ -15,6 +15,7 @@ from virtmm.kconfig import ConfigError, ResolvedConfig
 from virtmm.knobs import KnobSet
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, Arena, Config
+from virtmm.mm.fast_fault import init_fault
 from virtmm.mm.page_alloc import init_zone
 from virtmm.mm.policy import ladder_of
 from virtmm.mm.ranges import PyRanges
@@ -42,7 +43,7 @@ _COUNTS = {
 }
 _MAP_NORESERVE = 0x4000
 #: Arrays that are no part of a machine's state.
-_DIAGNOSTICS = ("run", "work", "refused", "vma_log", "tlb")
+_DIAGNOSTICS = ("run", "fault", "work", "refused", "vma_log", "tlb")
 _POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
 
 
@@ -52,13 +53,19 @@ class BootError(Exception):
 
 @dataclass
 class Booted:
-    """A booted arena, the memory behind it and the core that works on it (None with C_RANGES=n)."""
+    """
+    A booted arena, the memory behind it and the core that works on it (None with C_RANGES=n).
+
+    ``fast`` serves accesses in C; None when all of them go through Python: FAST_FAULT=n, a policy of a
+    user, or DEBUG_VM, which counts accesses.
+    """
 
     arena: Arena
     core: kbuild.Core | None
     memory: mmap.mmap
     buffer: Any = field(default=None)
     vk: Any = field(default=None)
+    fast: FastFault | None = None
 
     def close(self) -> None:
         """Give the memory back; the arena is unusable afterwards."""
@@ -219,6 +226,9 @@ def boot(
         arena.ops = cast("RangeOps", CoreRanges(core.lib, booted.vk))
     arena.shrinkers.append(deferred_split_scan)
     init_zone(arena)
+    init_fault(arena)
+    fast = core and config.get("FAST_FAULT") and not (mm_config.debug_vm or arena.ladder.by_user)
+    booted.fast = FastFault(booted) if fast else None
     return booted
 
 
@@ -260,6 +270,30 @@ class CoreRanges:
         ):
             setattr(self, name, functools.partial(getattr(lib, name), vk))
         self.zap_ptes = functools.partial(lib.vk_zap_ptes, vk)
+
+
+class FastFault:
+    """
+    Accesses served by a compiled core (csrc/fault.c).
+
+    Attributes:
+        touch: (task record, address, write) -> whether it happened; else Python must do it.
+    """
+
+    def __init__(self, booted: Booted) -> None:
+        core = cast("kbuild.Core", booted.core)
+        self.touch = functools.partial(core.lib.vk_touch, booted.vk)
+        self._ffi, self._lib, self._vk = core.ffi, core.lib, booted.vk
+
+    def touch_many(self, accesses: memoryview, first: int, end: int) -> int:
+        """
+        Return how many accesses from ``first`` on happened before one that Python must do.
+
+        Args:
+            accesses: three u64 an access: task record, address, 1 for a write.
+        """
+        at = self._ffi.from_buffer("uint64_t[]", accesses) + 3 * first
+        return cast("int", self._lib.vk_touch_many(self._vk, at, end - first))
 
 
 def digest(k: Arena) -> str:

@@ -16,6 +16,7 @@ from virtmm.mm import filemap, fork, layout, mmap, mprotect, mremap
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD
 from virtmm.mm.contpte import pte_cont
 from virtmm.mm.debug_vm import validate
+from virtmm.mm.fast_fault import update_orders
 from virtmm.mm.fault import access, fault_in
 from virtmm.mm.folio import update_hiwater_rss
 from virtmm.mm.layout import NR_ORDERS
@@ -109,6 +110,9 @@ class Machine:
         self._tasks: dict[int, int] = {}  # pid -> record; only an index of k.task
         self._ended: list[Process] = []
         self._touches = 0
+        self._fast = self._booted.fast
+        #: touch_many() is served in C, so that collecting accesses for it pays.
+        self.fast = self._fast is not None
         self._debug = self.k.config.debug_vm
 
     def close(self) -> None:
@@ -272,6 +276,7 @@ class Machine:
     def set(self, knob: str, value: str) -> None:
         """Write a run-time knob (knobs.py); ConfigError when there is none, or it takes other values."""
         self._knobs.set(self.k.knobs, knob, value)
+        update_orders(self.k)
 
     def sizes(self) -> list[str]:
         """Return the knobs of folio sizes, smallest first: ``16kB`` …; empty where the policy has none."""
@@ -290,12 +295,54 @@ class Machine:
             raise MachineError(f"no process {pid}")
         k = self.k
         k.current = task
+        fast = self._fast
+        if fast and (k.inject is None or k.inject.idle()) and fast.touch(task, address, write):
+            return 0
+        return self._touch(task, address, write)
+
+    def _touch(self, task: int, address: int, write: bool) -> int:
+        k = self.k
         error = access(k, k.task[task * TASK_RECORD + layout.TASK_MM], address, write)
         if self._debug:
             self._touches += 1
             if not self._touches % _VALIDATE_TOUCHES:
                 validate(k)
         return error
+
+    def task_record(self, pid: int) -> int:
+        """Return the record that touch_many() knows a living process by; 0 = there is none."""
+        return self._tasks.get(pid, 0)
+
+    def touch_many(self, accesses: memoryview, first: int, end: int) -> tuple[int, int]:
+        """
+        Read or write a byte each, as touch() does, until an access cannot happen.
+
+        Args:
+            accesses: three u64 (format Q) an access: task_record() of the process, address, 1 for a
+                write, else 0.
+            first: access to begin with; end: the one behind the last.
+
+        Returns:
+            (number of the access that could not happen, its VM_FAULT_* bits), or (end, 0).
+        """
+        k, fast = self.k, self._fast
+        if k.inject is not None and not k.inject.idle():
+            fast = None
+        at = first
+        while at < end:
+            if fast:
+                at += fast.touch_many(accesses, at, end)
+                if at == end:
+                    break
+            task, address, write = accesses[3 * at : 3 * at + 3]
+            k.current = task
+            error = self._touch(task, address, bool(write))
+            if error:
+                return at, error
+            at += 1
+        if end > first:
+            k.current = accesses[3 * end - 3]
+        return end, 0
 
     def _mm(self, pid: int) -> int:
         """Make a process current and return its address space."""

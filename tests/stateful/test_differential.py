@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """
-The same program on two machines that must not differ: loops in C and in Python, with DEBUG_VM and
-without, and twice the same.
+The same program on two machines that must not differ: loops in C and in Python, faults in C and in
+Python, with DEBUG_VM and without, and twice the same.
 """
 
 import hashlib
@@ -69,6 +69,7 @@ def alike(flavour, sets, steps):
             assert first == second, f"after {call}"
             assert pair[0].m.events() == pair[1].m.events()
             assert pair[0].m.work() == pair[1].m.work(), f"after {call}"
+            assert pair[0].m.refusals() == pair[1].m.refusals(), f"after {call}"
     finally:
         for driver in pair:
             driver.close()
@@ -86,6 +87,13 @@ def test_digests_are_the_same_after_every_call(flavour):
         alike(flavour, sets, [*((None, knob) for knob in knobs), first, *steps])
 
     run()
+
+
+@pytest.mark.parametrize("flavour", PAIRS, ids=str)
+def test_faults_in_c_change_nothing(flavour):
+    for seed in range(max(1, flavour.share // 2)):
+        steps = program(random.Random(f"fast {seed}"), flavour.mthp, flavour.tight)
+        alike(flavour, ("FAST_FAULT=y", "FAST_FAULT=n"), steps)
 
 
 @pytest.mark.parametrize("flavour", PAIRS, ids=str)

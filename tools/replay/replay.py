@@ -8,6 +8,7 @@ then costs nothing.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +144,17 @@ class Replay:
         """
         touch, handlers, spaces = self.machine.touch, self._handlers, self.spaces
         known, done = self.machine.has, 0
+        together = self.machine.fast and not self.relayout
         for batch in self.reader.batches():
-            for self.row, event in enumerate(batch, done):
+            behind = 0  # first row of the batch that no run of faults has done
+            for at, event in enumerate(batch):
+                if at < behind:
+                    continue
+                if together and event[3] == KIND_FAULT:
+                    behind = self._faults(batch, at, done)
+                    if at < behind:
+                        continue
+                self.row = done + at
                 pid, kind = event[1], event[3]
                 if not known(pid) and kind != KIND_EXEC:
                     raise TraceError(
@@ -176,6 +186,29 @@ class Replay:
                     self._fault_error(error)
             done += len(batch)
             progress(done)
+
+    def _faults(self, batch: Sequence[Row], at: int, done: int) -> int:
+        """
+        Replay a run of faults of a batch together, from row ``at`` on; return where the run ends.
+
+        It ends at a call, at a process that exec is still making, and at one that was never started.
+        """
+        starting, stacks, record = self._starting, self._stacks, self.machine.task_record
+        words = array("Q")
+        for i in range(at, len(batch)):
+            event = batch[i]
+            pid = event[1]
+            if event[3] != KIND_FAULT or pid in starting or pid in stacks or not record(pid):
+                break
+            words.extend((record(pid), event[4], event[8] & _PROT_WRITE != 0))
+        accesses, first, nr = memoryview(words), 0, len(words) // 3
+        while first < nr:
+            first, error = self.machine.touch_many(accesses, first, nr)
+            if error:
+                self.row = done + at + first
+                self._fault_error(error)
+                first += 1
+        return at + nr
 
     def _no_room(self, pid: int) -> TraceError:
         machine = self.machine

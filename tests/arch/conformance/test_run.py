@@ -79,10 +79,10 @@ class Beginning(TraceReader):
 def test_the_core_and_its_twins_leave_the_same_machine(platform, kernel):
     arch, _ = platform
     digests = []
-    for ranges in "yn":
+    for setting in ("FAST_FAULT=y", "FAST_FAULT=n", "C_RANGES=n"):
         with (
             Beginning(GCC) as reader,
-            Machine(resolve(arch, kernel, sets=[f"C_RANGES={ranges}"])) as machine,
+            Machine(resolve(arch, kernel, sets=[setting])) as machine,
         ):
             run = Replay(machine, reader)
             run.run()
@@ -90,4 +90,4 @@ def test_the_core_and_its_twins_leave_the_same_machine(platform, kernel):
             assert run.segv == run.refused == 0
             assert sum(p.minflt for p in machine.processes()) > 100
             digests.append(machine.digest())
-    assert digests[0] == digests[1]
+    assert len(set(digests)) == 1

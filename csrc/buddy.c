@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The buddy allocator as mm/page_alloc.py has it: the same lists, the same order, the same pfns. What
+ * it cannot serve it leaves as it was and uncounted, for Python to do again.
+ */
+#include "core.h"
+
+static void list_add(struct vk *k, u64 pfn, unsigned order)
+{
+	u32 *p = page_record(k, pfn);
+	u64 first = k->zone[ZONE_FREE_LIST + order];
+
+	p[PAGE_FLAGS] = PG_buddy;
+	p[PAGE_REFCOUNT] = 0;
+	p[PAGE_ORDER] = order;
+	p[PAGE_NEXT] = (u32)first;
+	p[PAGE_PREV] = 0;
+	if (first)
+		page_record(k, first)[PAGE_PREV] = (u32)pfn;
+	k->zone[ZONE_FREE_LIST + order] = pfn;
+	k->zone[ZONE_NR_BLOCKS + order]++;
+}
+
+/* Take the first block of a list that has one. */
+static u64 list_pop(struct vk *k, unsigned order)
+{
+	u64 pfn = k->zone[ZONE_FREE_LIST + order];
+	u32 *p = page_record(k, pfn);
+
+	k->zone[ZONE_FREE_LIST + order] = p[PAGE_NEXT];
+	if (p[PAGE_NEXT])
+		page_record(k, p[PAGE_NEXT])[PAGE_PREV] = 0;
+	p[PAGE_FLAGS] = 0;
+	k->zone[ZONE_NR_BLOCKS + order]--;
+	return pfn;
+}
+
+static u64 alloc_pages(struct vk *k, unsigned order)
+{
+	u64 *zone = k->zone;
+	u64 nr = (u64)1 << order;
+	unsigned most = (unsigned)k->fault[FAULT_MAX_PAGE_ORDER];
+	unsigned have = order;
+	u64 pfn;
+
+	if (zone[ZONE_NR_FREE] < zone[ZONE_WMARK_MIN] + nr)
+		return 0;
+	while (have <= most && !zone[ZONE_FREE_LIST + have])
+		have++;
+	if (have <= most) {
+		pfn = list_pop(k, have);
+	} else {
+		have = most;
+		pfn = zone[ZONE_FRONTIER];
+		if (pfn + ((u64)1 << most) > k->fault[FAULT_NR_PAGES])
+			return 0;
+		zone[ZONE_FRONTIER] = pfn + ((u64)1 << most);
+	}
+	while (have > order) {
+		have--;
+		list_add(k, pfn + ((u64)1 << have), have);
+	}
+	zone[ZONE_NR_FREE] -= nr;
+	k->vmstat[VM_pgalloc_movable] += nr;
+	return pfn;
+}
+
+/* Add nr pages to what user holds, and keep the peaks. */
+static void account(struct vk *k, int user, u64 nr)
+{
+	u64 *zone = k->zone;
+	u64 total;
+
+	zone[user] += nr;
+	total = zone[ZONE_ANON] + zone[ZONE_CACHE] + zone[ZONE_TABLE];
+	if (total > zone[ZONE_PEAK]) {
+		zone[ZONE_PEAK] = total;
+		zone[ZONE_PEAK_ANON] = zone[ZONE_ANON];
+		zone[ZONE_PEAK_CACHE] = zone[ZONE_CACHE];
+		zone[ZONE_PEAK_TABLE] = zone[ZONE_TABLE];
+	}
+	if (zone[ZONE_TABLE] > zone[ZONE_MAX_TABLE])
+		zone[ZONE_MAX_TABLE] = zone[ZONE_TABLE];
+}
+
+/**
+ * folio_alloc - make 2^order free pages a folio with one reference, not zeroed
+ * @flags: PG_* bits of the head page
+ * @user: whose memory it is: ZONE_ANON or ZONE_TABLE
+ *
+ * Return: its first pfn; 0 when memory is short, and then nothing has changed.
+ */
+u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user)
+{
+	u64 pfn = alloc_pages(k, order);
+
+	if (!pfn)
+		return 0;
+	prep_compound_page(k, pfn, order, flags);
+	if (user == ZONE_ANON)
+		k->mthp_stat[MTHP_nr_anon * NR_ORDERS + order]++;
+	account(k, user, (u64)1 << order);
+	return pfn;
+}

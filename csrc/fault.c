@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Accesses, and the faults among them that need nothing unusual: the first touch of anonymous memory
+ * below the PMD's order. The reference is mm/fault.py and mm/memory.py.
+ *
+ * What is not served here is left to Python, which does the whole access again. So nothing is counted
+ * before it is certain that the access succeeds; only page tables made on the way stay.
+ */
+#include "core.h"
+
+/* VM_* bits of a VMA, as mm/vm_flags.py has them. */
+enum {
+	VM_WRITE = 0x2,
+	VM_ACCESS_FLAGS = 0x7,
+	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
+};
+
+enum {
+	PMD_ORDER = PTE_BITS,
+	PMD_SHIFT = PAGE_SHIFT + PTE_BITS,
+	NOT_LOOKED_AT = NR_REFUSED,
+};
+
+static const unsigned level_shift[] = LEVEL_SHIFTS;
+static const u64 level_mask[] = LEVEL_MASKS;
+static const unsigned table_order[] = TABLE_ORDERS;
+
+/**
+ * struct walk - what the last access found, for the next
+ * @mm: whose tables and VMAs these are; 0 = nothing yet
+ * @block: address >> PMD_SHIFT that table is for; only with a table
+ * @table: first entry of the last-level table; NULL = none
+ * @vma: VMA found last; NULL = none
+ *
+ * Valid as long as C alone works: it makes tables and never frees one.
+ */
+struct walk {
+	u64 mm;
+	u64 block;
+	u64 *table;
+	u64 *vma;
+};
+
+/**
+ * struct fault - a fault on its way
+ * @pte: place of the page's entry
+ * @why: by order, REFUSED_* of what it lacked
+ */
+struct fault {
+	u64 *vma;
+	u64 mm;
+	u64 task;
+	u64 address;
+	u64 pte;
+	u8 why[NR_ORDERS];
+};
+
+static inline int is(u64 pte, u64 mask, u64 on)
+{
+	return (pte & mask) == on;
+}
+
+static inline u64 *table_entry(const struct vk *k, u64 table, u64 index)
+{
+	return k->phys + (table << PAGE_WORDS_SHIFT) + index;
+}
+
+static inline unsigned highest_order(u64 orders)
+{
+	return 63 - (unsigned)__builtin_clzll(orders);
+}
+
+/* Zeroed table of a level, counted from the root; 0 = no memory. */
+static u64 table_alloc(struct vk *k, u64 mm, int depth)
+{
+	unsigned order = table_order[depth];
+	u64 nr = (u64)1 << order;
+	u64 pfn = folio_alloc(k, order, PG_table, ZONE_TABLE);
+
+	if (!pfn)
+		return 0;
+	if (k->fault[FAULT_PHYS_BACKING])
+		clear_pages(k, pfn, nr);
+	k->mm[mm * MM_RECORD + MM_PGTABLES] += nr;
+	k->vmstat[VM_nr_page_table_pages] += nr;
+	k->event[EV_pt_page_alloc * NR_ORDERS] += nr;
+	return pfn;
+}
+
+/* Place of the PMD entry; with alloc missing tables are made. NULL = no table. */
+static u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
+{
+	u64 table = k->mm[mm * MM_RECORD + MM_PGD];
+	int depth = 0;
+
+	for (; depth < PGTABLE_LEVELS - 2; depth++) {
+		u64 *p = table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
+
+		if (!*p) {
+			u64 pfn = alloc ? table_alloc(k, mm, depth + 1) : 0;
+
+			if (!pfn)
+				return NULL;
+			*p = pfn << PTE_PFN_SHIFT | PTE_TABLE;
+		}
+		table = pte_pfn(*p);
+	}
+	return table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
+}
+
+static inline u64 pte_index(u64 address)
+{
+	return address >> PAGE_SHIFT & (((u64)1 << PTE_BITS) - 1);
+}
+
+/* Place of the entry, huge or last-level, that the hardware finds; NULL = none. */
+static u64 *leaf_offset(struct vk *k, struct walk *w, u64 mm, u64 address)
+{
+	u64 *pmd;
+
+	if (w->mm != mm) {
+		*w = (struct walk){.mm = mm};
+	} else if (w->table && w->block == address >> PMD_SHIFT) {
+		return w->table + pte_index(address);
+	}
+	pmd = pmd_offset(k, mm, address, 0);
+	if (!pmd || !*pmd)
+		return NULL;
+	if (is(*pmd, PTE_LEAF_MASK, PTE_LEAF_ON))
+		return pmd;
+	w->block = address >> PMD_SHIFT;
+	w->table = table_entry(k, pte_pfn(*pmd), 0);
+	return w->table + pte_index(address);
+}
+
+/* Mark an entry young and dirty, as the hardware does; a contiguous block has one mark for all. */
+static void touch_entry(struct vk *k, u64 *p)
+{
+	u64 nr = *p & k->fault[FAULT_CONT_BIT] ? k->fault[FAULT_CONT_NR] : 1;
+	u64 pte = (u64)(p - k->phys) & ~(nr - 1);
+
+	modify_ptes(k, pte, PTE_YOUNG_MASK | PTE_DIRTY_MASK, PTE_YOUNG_ON | PTE_DIRTY_ON, nr);
+}
+
+/* The VMA that holds address; NULL when none does. */
+static u64 *vma_lookup(struct vk *k, struct walk *w, u64 mm, u64 address)
+{
+	const u64 *start = k->vma_start + mm * MAX_MAP_COUNT;
+	u64 low = 0, high = k->mm[mm * MM_RECORD + MM_MAP_COUNT];
+
+	if (w->vma && w->vma[VMA_START] <= address && address < w->vma[VMA_END])
+		return w->vma;
+	while (low < high) {
+		u64 middle = (low + high) / 2;
+
+		if (start[middle] <= address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (!low)
+		return NULL;
+
+	u64 *vma = k->vma + (u64)k->vma_index[mm * MAX_MAP_COUNT + low - 1] * VMA_RECORD;
+
+	if (vma[VMA_END] <= address)
+		return NULL;
+	w->vma = vma;
+	return vma;
+}
+
+static int suitable_order(const u64 *vma, u64 address, unsigned order)
+{
+	u64 size = (u64)1 << (PAGE_SHIFT + order);
+	u64 low = address & ~(size - 1);
+
+	return vma[VMA_START] <= low && low + size <= vma[VMA_END];
+}
+
+/* Those of a mask of orders whose block lies in the VMA and is free, as in mm/large_anon_folio.py. */
+static u64 calc_anon_folio_orders_alloc(struct vk *k, struct fault *f, u64 orders)
+{
+	u64 index = pte_index(f->address);
+	u64 first_set = 0;
+	int met = 0;
+
+	while (orders > 1) {
+		unsigned order = highest_order(orders);
+		u64 nr = (u64)1 << order;
+
+		if (!suitable_order(f->vma, f->address, order)) {
+			f->why[order] = REFUSED_EDGE;
+		} else {
+			u64 first = index & ~(nr - 1);
+
+			if (met && first + nr <= first_set)
+				break;
+			if (!met || first > first_set) {
+				u64 free = check_ptes_none(k, f->pte - index + first, nr);
+
+				if (free == nr)
+					break;
+				first_set = first + free;
+				met = 1;
+			}
+			f->why[order] = REFUSED_POPULATED;
+		}
+		orders -= nr;
+	}
+	return orders;
+}
+
+static unsigned refused_reason(const struct fault *f, unsigned order, u64 own)
+{
+	if (f->why[order] != NOT_LOOKED_AT)
+		return f->why[order];
+	if (!(own >> order & 1) || order < PMD_ORDER)
+		return REFUSED_NOT_ENABLED;
+	return suitable_order(f->vma, f->address, order) ? REFUSED_POPULATED : REFUSED_EDGE;
+}
+
+/* Count why the fault got nothing larger, as in mm/refused.py. */
+static void count_refused(struct vk *k, const struct fault *f, unsigned got, u64 own)
+{
+	u64 anyone = k->fault[FAULT_LARGE] ? k->fault[FAULT_ANYONE] : 0;
+	u64 above = anyone >> (got + 1) << (got + 1);
+	unsigned largest;
+
+	if (!anyone)
+		return;
+	f->vma[VMA_FAULTS]++;
+	k->refused[REFUSED_FAULTS]++;
+	largest = highest_order(own ? own : anyone);
+	while (above) {
+		unsigned order = highest_order(above);
+		unsigned reason = refused_reason(f, order, own);
+
+		k->refused[reason * NR_ORDERS + order]++;
+		if (order == largest) {
+			f->vma[VMA_REFUSED + reason]++;
+			k->refused[reason * NR_ORDERS]++;
+		}
+		above -= (u64)1 << order;
+	}
+}
+
+/* Write the entries of a new folio; whole aligned blocks become contiguous (mm/contpte.py). */
+static void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
+{
+	u64 block = k->fault[FAULT_CONT_NR];
+
+	k->work[WORK_pte_write] += nr;
+	/* Blocks and folios are aligned alike: a folio of a block's size consists of whole ones. */
+	entry &= ~k->fault[FAULT_CONT_BIT];
+	if (block && nr >= block)
+		entry |= k->fault[FAULT_CONT_BIT];
+	set_ptes(k, pte, entry, nr);
+}
+
+static int do_anonymous_write(struct vk *k, struct fault *f)
+{
+	unsigned hint = f->vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
+	u64 wanted = k->fault[FAULT_WANTED + hint];
+	unsigned order = highest_order(calc_anon_folio_orders_alloc(k, f, wanted) | 1);
+	u64 nr = (u64)1 << order;
+	u64 folio = folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON);
+	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
+
+	if (!folio)
+		return 0;
+	if (k->fault[FAULT_PHYS_BACKING]) {
+		if (k->fault[FAULT_CLEAR_LAST])
+			clear_huge_page(k, folio, nr, index);
+		else
+			clear_pages(k, folio, nr);
+	}
+	count_refused(k, f, order, wanted | k->fault[FAULT_PMD + hint]);
+
+	u32 *head = page_record(k, folio);
+	u64 address = (f->address & ~(((u64)1 << PAGE_SHIFT) - 1)) - (index << PAGE_SHIFT);
+	u64 linear = ((address - f->vma[VMA_START]) >> PAGE_SHIFT) + f->vma[VMA_PGOFF];
+	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
+
+	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
+	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
+	entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+	head[PAGE_REFCOUNT] = (u32)nr;
+	head[PAGE_FLAGS] |= PG_swapbacked;
+	head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
+	head[PAGE_INDEX] = (u32)linear;
+	head[PAGE_INDEX_HI] = (u32)(linear >> 32);
+	folio_add_new_anon_rmap(k, folio, folio, nr);
+	if (CONFIG_MM_ID && order)
+		folio_add_mm(k, folio, f->mm, nr);
+	k->work[WORK_rmap_add] += k->fault[FAULT_RMAP_ADD_RANGE] ? 1 : nr;
+	k->vmstat[VM_nr_anon_pages] += nr;
+	k->mm[f->mm * MM_RECORD + MM_ANONPAGES] += nr;
+	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + order]++;
+	k->event[EV_anon_fault * NR_ORDERS + order]++;
+	k->task[f->task * TASK_RECORD + TASK_FOLIOS + order]++;
+	map_ptes(k, f->pte - index, entry, nr);
+	return 1;
+}
+
+static int do_anonymous_read(struct vk *k, const struct fault *f)
+{
+	u64 entry = k->fault[FAULT_ZERO_PFN] << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
+
+	entry = (entry & ~PTE_SPECIAL_MASK) | PTE_SPECIAL_ON;
+	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
+	map_ptes(k, f->pte, entry, 1);
+	k->event[EV_zero_page_fault * NR_ORDERS]++;
+	return 1;
+}
+
+/* Serve a fault on an entry that is none, or a table that is missing; 0 = Python must. */
+static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, int write)
+{
+	u64 mm = w->mm;
+	u64 *vma = vma_lookup(k, w, mm, address);
+	u64 *pmd;
+
+	if (!vma || !(vma[VMA_FLAGS] & (write ? VM_WRITE : VM_ACCESS_FLAGS)) || vma[VMA_FILE])
+		return 0;
+	if (write && (!vma[VMA_ANON_VMA] || vma[VMA_FLAGS] & k->fault[FAULT_TAGS]))
+		return 0;
+	if (!w->table || w->block != address >> PMD_SHIFT) {
+		pmd = pmd_offset(k, mm, address, 1);
+		if (!pmd)
+			return 0;
+		if (!*pmd) {
+			unsigned hint = vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
+
+			if (k->fault[FAULT_PMD + hint] && suitable_order(vma, address, PMD_ORDER))
+				return 0;
+
+			u64 table = table_alloc(k, mm, PGTABLE_LEVELS - 1);
+
+			if (!table)
+				return 0;
+			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
+		}
+		w->block = address >> PMD_SHIFT;
+		w->table = table_entry(k, pte_pfn(*pmd), 0);
+	}
+
+	struct fault f = {.vma = vma, .mm = mm, .task = task, .address = address};
+
+	f.pte = (u64)(w->table - k->phys) + pte_index(address);
+	for (int i = 0; i < NR_ORDERS; i++)
+		f.why[i] = NOT_LOOKED_AT;
+	if (!(write ? do_anonymous_write(k, &f) : do_anonymous_read(k, &f)))
+		return 0;
+	k->vmstat[VM_pgfault]++;
+	k->task[task * TASK_RECORD + TASK_MINFLT]++;
+	return 1;
+}
+
+static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int write)
+{
+	u64 *p;
+
+	if (address >= TASK_SIZE)
+		return 0;
+	p = leaf_offset(k, w, k->task[task * TASK_RECORD + TASK_MM], address);
+	if (!p || !*p)
+		return handle_mm_fault(k, w, task, address, write);
+	if (!is(*p, PTE_PRESENT_MASK, PTE_PRESENT_ON) ||
+	    (write && !is(*p, PTE_WRITE_MASK, PTE_WRITE_ON)))
+		return 0;
+	if (write && !is(*p, PTE_DIRTY_MASK, PTE_DIRTY_ON))
+		touch_entry(k, p);
+	return 1;
+}
+
+/**
+ * vk_touch_many - let programs read or write memory
+ * @access: nr times a task's record, an address, and 1 for a write
+ *
+ * Return: how many of them happened before the first that needs Python.
+ */
+u64 vk_touch_many(struct vk *k, const u64 *access, u64 nr)
+{
+	struct walk w = {0};
+	u64 i = 0;
+
+	while (i < nr &&
+	       access_once(k, &w, access[3 * i], access[3 * i + 1], (int)access[3 * i + 2]))
+		i++;
+	return i;
+}
+
+/**
+ * vk_touch - let a program read or write one byte
+ *
+ * Return: 1 = it happened; 0 = it needs Python.
+ */
+int vk_touch(struct vk *k, u64 task, u64 address, int write)
+{
+	struct walk w = {0};
+
+	return access_once(k, &w, task, address, write);
+}

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+What csrc/fault.c needs to know: the ``fault`` array.
+
+C looks at no configuration and asks no policy. Which orders a VMA may have follows from its hints
+and the knobs, so four masks hold all answers; they are written anew when a knob changes. A policy of
+a user answers for each fault, so C must not serve any of its machine's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .huge_memory import thp_allowable_orders
+from .layout import (
+    FAULT_ANYONE,
+    FAULT_CLEAR_LAST,
+    FAULT_CONT_BIT,
+    FAULT_CONT_NR,
+    FAULT_LARGE,
+    FAULT_MAX_PAGE_ORDER,
+    FAULT_NR_PAGES,
+    FAULT_PHYS_BACKING,
+    FAULT_PMD,
+    FAULT_RMAP_ADD_RANGE,
+    FAULT_TAGS,
+    FAULT_WANTED,
+    FAULT_ZERO_PFN,
+)
+from .policy import wanted_by_anyone
+from .vm_flags import VM_HUGEPAGE, VM_MTE, VM_NOHUGEPAGE
+
+if TYPE_CHECKING:
+    from .arena import Arena
+
+_HINTS = (0, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE | VM_NOHUGEPAGE)
+
+
+def init_fault(k: Arena) -> None:
+    """Write what does not change after boot, and the masks."""
+    config, arch, fault = k.config, k.arch, k.fault
+    fault[FAULT_NR_PAGES] = config.nr_pages
+    fault[FAULT_MAX_PAGE_ORDER] = config.max_page_order
+    fault[FAULT_ZERO_PFN] = k.zero_pfn
+    fault[FAULT_PHYS_BACKING] = config.phys_backing
+    upwards = arch.gfp_zero and config.policy == "v1"
+    fault[FAULT_CLEAR_LAST] = config.clear_last and not upwards
+    fault[FAULT_RMAP_ADD_RANGE] = config.rmap_add_range
+    fault[FAULT_CONT_BIT] = k.cont_bit
+    fault[FAULT_CONT_NR] = k.cont_nr
+    fault[FAULT_TAGS] = VM_MTE if arch.gfp_zerotags else 0
+    fault[FAULT_LARGE] = k.ladder.large
+    update_orders(k)
+
+
+def update_orders(k: Arena) -> None:
+    """Write which orders a VMA may have, by its hints, as knobs are now."""
+    for hint, flags in enumerate(_HINTS):
+        k.fault[FAULT_WANTED + hint] = k.ladder.wanted(k, flags)
+        k.fault[FAULT_PMD + hint] = thp_allowable_orders(k, flags, 1 << k.pmd_order)
+    k.fault[FAULT_ANYONE] = wanted_by_anyone(k)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Accesses in C: which ones stay there, and that they leave what Python leaves."""
+
+from array import array
+from pathlib import Path
+
+import pytest
+from virtmm.mm.fault_inject import FaultInjection
+from virtmm.mm.vm_flags import VM_FAULT_OOM, VM_FAULT_SIGSEGV, VM_READ
+
+import virtmm.machine
+from virtmm.kconfig import resolve
+from virtmm.machine import Machine
+from virtmm.policy import Policy
+
+BASE = 1 << 36
+PAGES = 300
+
+
+@pytest.fixture
+def in_python(monkeypatch):
+    """Collect the addresses of the accesses that Python serves."""
+    seen = []
+    access = virtmm.machine.access
+
+    def count(k, mm, address, write):
+        seen.append(address)
+        return access(k, mm, address, write)
+
+    monkeypatch.setattr(virtmm.machine, "access", count)
+    return seen
+
+
+def started(m, prot=3):
+    m.spawn(1)
+    assert m.mmap(1, BASE, PAGES * m.page_size, prot) == 0
+    return m
+
+
+def accesses(m, pages, write=1, pid=1):
+    words = array("Q")
+    for page in pages:
+        words.extend((m.task_record(pid), BASE + page * m.page_size, write))
+    return memoryview(words)
+
+
+def test_after_the_first_write_of_a_mapping_python_serves_none(machine_of, configure, in_python):
+    m = started(machine_of(configure("arm64-anonfolio-4k")))
+    assert m.touch_many(accesses(m, range(PAGES)), 0, PAGES) == (PAGES, 0)
+    assert in_python == [BASE], "the one that makes the anon_vma"
+    assert m.touch(1, BASE, True) == m.touch(1, BASE + 5, False) == 0
+    assert in_python == [BASE]
+    assert m.minflt(1) < PAGES // 8
+
+
+def test_reads_map_the_zero_page(machine_of, configure, in_python):
+    m = started(machine_of(configure("arm64-anonfolio-4k")), VM_READ)
+    assert m.touch_many(accesses(m, range(PAGES), 0), 0, PAGES) == (PAGES, 0)
+    assert in_python == []
+    assert m.events()["zero_page_fault"] == m.minflt(1) == PAGES
+
+
+def test_an_access_that_cannot_happen_ends_the_batch(machine_of, configure):
+    m = started(machine_of(configure("arm64-anonfolio-4k")))
+    words = accesses(m, [0, 1, PAGES, 2])
+    assert m.touch_many(words, 0, 4) == (2, VM_FAULT_SIGSEGV)
+    assert m.touch_many(words, 3, 4) == (4, 0)
+    assert m.rss(1) >= 3 * m.page_size
+
+
+def test_memory_that_runs_out_ends_the_batch_where_python_does(machine_of, configure):
+    seen = []
+    for fast in "yn":
+        m = machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}", "MEMORY_MB=16"))
+        m.spawn(1)
+        assert m.mmap(1, BASE, 32 << 20) == 0
+        words = accesses(m, range(8192))
+        at, error = m.touch_many(words, 0, 8192)
+        assert error == VM_FAULT_OOM
+        seen.append((at, m.digest(), m.vmstat(), m.hugepages(), m.refusals(), m.work()))
+    assert seen[0] == seen[1]
+
+
+def test_a_knob_counts_from_the_next_fault_on(machine_of):
+    m = started(machine_of(resolve("arm64", "linux-7.3", sets=["MEMORY_MB=64"])))
+    for first, knob, order in ((0, "always", 4), (100, "never", 0), (200, "always", 4)):
+        m.set("hugepages-64kB/enabled", knob)
+        assert m.touch_many(accesses(m, range(first + 32, first + 40)), 0, 8) == (8, 0)
+        page = next(m.mapped_pages(1, BASE + (first + 36) * m.page_size, BASE + PAGES * 4096))
+        assert page.order == order
+
+
+def test_what_asks_python_for_each_fault_gets_no_batches(configure, machine_of, in_python):
+    policy = Policy(Path("p.py"), "def thp_get_order(vma, address, tva_type, orders): return 0", "")
+    plain = machine_of(configure("arm64-anonfolio-4k"))
+    assert plain.fast
+    for m in (
+        machine_of(configure("arm64-anonfolio-4k", "FAST_FAULT=n")),
+        machine_of(configure("arm64-anonfolio-4k", "DEBUG_VM=y")),
+        machine_of(configure("arm64-anonfolio-4k"), policy=policy),
+    ):
+        assert not m.fast
+        started(m)
+        assert m.touch_many(accesses(m, range(10)), 0, 10) == (10, 0)
+    assert len(in_python) == 30
+
+
+def test_an_armed_failure_is_met(configure):
+    inject = FaultInjection()
+    config = configure("arm64-anonfolio-4k", "FAULT_INJECTION=y")
+    with Machine(config, inject=inject) as m:
+        started(m)
+        assert m.touch(1, BASE, True) == 0
+        inject.charge = {2}
+        assert m.touch_many(accesses(m, range(64, 65)), 0, 1) == (0, VM_FAULT_OOM)
