@@ -63,7 +63,7 @@ def zeroing(m, page, write=True):
 
 
 def boot(lab, defconfig, *sets, **kw):
-    m = lab(defconfig, "PHYS_BACKING=y", "MEMORY_MB=256", *sets, **kw)
+    m = lab(defconfig, "PHYS_BACKING=y", "MEMORY_MB=256", "FAST_FAULT=n", *sets, **kw)
     m.map(0, 64)
     m.write(63)  # so that tables are there
     return m

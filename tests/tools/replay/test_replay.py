@@ -465,7 +465,7 @@ def test_every_recorded_fault_is_one(sample):
     each of the two children, which fault for it in the recording.
     """
     served = Counter()
-    config = resolve("arm64", "baseline_4k", sets=["MEMORY_MB=512"])
+    config = resolve("arm64", "baseline_4k", sets=["MEMORY_MB=512", "FAST_FAULT=n"])
     with TraceReader(sample) as reader, Machine(config, ["fault_around_bytes=4096"]) as machine:
         rows = sum(row[3] == KIND_FAULT for rows in reader.batches() for row in rows)
         run, touch = Replay(machine, reader), machine.touch
