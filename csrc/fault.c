@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Accesses, and the faults among them that need nothing unusual: the first touch of anonymous memory
- * below the PMD's order. The reference is mm/fault.py and mm/memory.py.
+ * below the PMD's order, and of cached files (file_fault.c). The reference is mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
  * before it is certain that the access succeeds; only page tables made on the way stay.
  */
-#include "core.h"
-
-/* VM_* bits of a VMA, as mm/vm_flags.py has them. */
-enum {
-	VM_WRITE = 0x2,
-	VM_ACCESS_FLAGS = 0x7,
-	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
-};
+#include "fault.h"
 
 enum {
 	PMD_ORDER = PTE_BITS,
@@ -39,20 +32,6 @@ struct walk {
 	u64 block;
 	u64 *table;
 	u64 *vma;
-};
-
-/**
- * struct fault - a fault on its way
- * @pte: place of the page's entry
- * @why: by order, REFUSED_* of what it lacked
- */
-struct fault {
-	u64 *vma;
-	u64 mm;
-	u64 task;
-	u64 address;
-	u64 pte;
-	u8 why[NR_ORDERS];
 };
 
 static inline int is(u64 pte, u64 mask, u64 on)
@@ -106,11 +85,6 @@ static u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
 		table = pte_pfn(*p);
 	}
 	return table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
-}
-
-static inline u64 pte_index(u64 address)
-{
-	return address >> PAGE_SHIFT & (((u64)1 << PTE_BITS) - 1);
 }
 
 /* Place of the entry, huge or last-level, that the hardware finds; NULL = none. */
@@ -244,8 +218,11 @@ static void count_refused(struct vk *k, const struct fault *f, unsigned got, u64
 	}
 }
 
-/* Write the entries of a new folio; whole aligned blocks become contiguous (mm/contpte.py). */
-static void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
+/**
+ * map_ptes - write entries where none were; whole aligned blocks become contiguous (mm/contpte.py)
+ * @nr: 1, or the pages of a new folio
+ */
+void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
 {
 	u64 block = k->fault[FAULT_CONT_NR];
 
@@ -255,6 +232,33 @@ static void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
 	if (block && nr >= block)
 		entry |= k->fault[FAULT_CONT_BIT];
 	set_ptes(k, pte, entry, nr);
+}
+
+/** map_new_folio - map all of a new anonymous folio around a write fault, exclusively */
+void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order)
+{
+	u32 *head = page_record(k, folio);
+	u64 nr = (u64)1 << order;
+	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
+	u64 linear = linear_page_index(f) - index;
+	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
+
+	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
+	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
+	entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+	head[PAGE_REFCOUNT] = (u32)nr;
+	head[PAGE_FLAGS] |= PG_swapbacked;
+	head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
+	head[PAGE_INDEX] = (u32)linear;
+	head[PAGE_INDEX_HI] = (u32)(linear >> 32);
+	folio_add_new_anon_rmap(k, folio, folio, nr);
+	if (CONFIG_MM_ID && order)
+		folio_add_mm(k, folio, f->mm, nr);
+	k->work[WORK_rmap_add] += k->fault[FAULT_RMAP_ADD_RANGE] ? 1 : nr;
+	k->vmstat[VM_nr_anon_pages] += nr;
+	k->mm[f->mm * MM_RECORD + MM_ANONPAGES] += nr;
+	k->task[f->task * TASK_RECORD + TASK_FOLIOS + order]++;
+	map_ptes(k, f->pte - index, entry, nr);
 }
 
 static int do_anonymous_write(struct vk *k, struct fault *f)
@@ -276,29 +280,9 @@ static int do_anonymous_write(struct vk *k, struct fault *f)
 	}
 	count_refused(k, f, order, wanted | k->fault[FAULT_PMD + hint]);
 
-	u32 *head = page_record(k, folio);
-	u64 address = (f->address & ~(((u64)1 << PAGE_SHIFT) - 1)) - (index << PAGE_SHIFT);
-	u64 linear = ((address - f->vma[VMA_START]) >> PAGE_SHIFT) + f->vma[VMA_PGOFF];
-	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
-
-	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
-	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
-	entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
-	head[PAGE_REFCOUNT] = (u32)nr;
-	head[PAGE_FLAGS] |= PG_swapbacked;
-	head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
-	head[PAGE_INDEX] = (u32)linear;
-	head[PAGE_INDEX_HI] = (u32)(linear >> 32);
-	folio_add_new_anon_rmap(k, folio, folio, nr);
-	if (CONFIG_MM_ID && order)
-		folio_add_mm(k, folio, f->mm, nr);
-	k->work[WORK_rmap_add] += k->fault[FAULT_RMAP_ADD_RANGE] ? 1 : nr;
-	k->vmstat[VM_nr_anon_pages] += nr;
-	k->mm[f->mm * MM_RECORD + MM_ANONPAGES] += nr;
+	map_new_folio(k, f, folio, order);
 	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + order]++;
 	k->event[EV_anon_fault * NR_ORDERS + order]++;
-	k->task[f->task * TASK_RECORD + TASK_FOLIOS + order]++;
-	map_ptes(k, f->pte - index, entry, nr);
 	return 1;
 }
 
@@ -320,10 +304,14 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 	u64 *vma = vma_lookup(k, w, mm, address);
 	u64 *pmd;
 
-	if (!vma || !(vma[VMA_FLAGS] & (write ? VM_WRITE : VM_ACCESS_FLAGS)) || vma[VMA_FILE])
+	if (!vma || !(vma[VMA_FLAGS] & (write ? VM_WRITE : VM_ACCESS_FLAGS)))
 		return 0;
-	if (write && (!vma[VMA_ANON_VMA] || vma[VMA_FLAGS] & k->fault[FAULT_TAGS]))
+	if (vma[VMA_FILE]) {
+		if (write && !(vma[VMA_FLAGS] & VM_SHARED) && !vma[VMA_ANON_VMA])
+			return 0;
+	} else if (write && (!vma[VMA_ANON_VMA] || vma[VMA_FLAGS] & k->fault[FAULT_TAGS])) {
 		return 0;
+	}
 	if (!w->table || w->block != address >> PMD_SHIFT) {
 		pmd = pmd_offset(k, mm, address, 1);
 		if (!pmd)
@@ -331,7 +319,8 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 		if (!*pmd) {
 			unsigned hint = vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
 
-			if (k->fault[FAULT_PMD + hint] && suitable_order(vma, address, PMD_ORDER))
+			if (!vma[VMA_FILE] && k->fault[FAULT_PMD + hint] &&
+			    suitable_order(vma, address, PMD_ORDER))
 				return 0;
 
 			u64 table = table_alloc(k, mm, PGTABLE_LEVELS - 1);
@@ -349,7 +338,9 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 	f.pte = (u64)(w->table - k->phys) + pte_index(address);
 	for (int i = 0; i < NR_ORDERS; i++)
 		f.why[i] = NOT_LOOKED_AT;
-	if (!(write ? do_anonymous_write(k, &f) : do_anonymous_read(k, &f)))
+	if (vma[VMA_FILE] ? !do_fault(k, &f, write)
+	    : write	  ? !do_anonymous_write(k, &f)
+			  : !do_anonymous_read(k, &f))
 		return 0;
 	k->vmstat[VM_pgfault]++;
 	k->task[task * TASK_RECORD + TASK_MINFLT]++;

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from .huge_memory import thp_allowable_orders
 from .layout import (
     FAULT_ANYONE,
+    FAULT_AROUND,
     FAULT_CLEAR_LAST,
     FAULT_CONT_BIT,
     FAULT_CONT_NR,
+    FAULT_EXEC_FOLIO,
     FAULT_LARGE,
     FAULT_MAX_PAGE_ORDER,
     FAULT_NR_PAGES,
@@ -49,13 +51,15 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_CONT_BIT] = k.cont_bit
     fault[FAULT_CONT_NR] = k.cont_nr
     fault[FAULT_TAGS] = VM_MTE if arch.gfp_zerotags else 0
+    fault[FAULT_EXEC_FOLIO] = config.exec_folio_order
     fault[FAULT_LARGE] = k.ladder.large
-    update_orders(k)
+    update_knobs(k)
 
 
-def update_orders(k: Arena) -> None:
-    """Write which orders a VMA may have, by its hints, as knobs are now."""
+def update_knobs(k: Arena) -> None:
+    """Write what follows from the knobs: which orders a VMA may have, by its hints, and fault-around."""
     for hint, flags in enumerate(_HINTS):
         k.fault[FAULT_WANTED + hint] = k.ladder.wanted(k, flags)
         k.fault[FAULT_PMD + hint] = thp_allowable_orders(k, flags, 1 << k.pmd_order)
+    k.fault[FAULT_AROUND] = k.knobs.fault_around_bytes >> k.page_shift
     k.fault[FAULT_ANYONE] = wanted_by_anyone(k)

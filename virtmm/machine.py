@@ -16,7 +16,7 @@ from virtmm.mm import filemap, fork, layout, mmap, mprotect, mremap
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, TASK_RECORD
 from virtmm.mm.contpte import pte_cont
 from virtmm.mm.debug_vm import validate
-from virtmm.mm.fast_fault import update_orders
+from virtmm.mm.fast_fault import update_knobs
 from virtmm.mm.fault import access, fault_in
 from virtmm.mm.folio import update_hiwater_rss
 from virtmm.mm.layout import NR_ORDERS
@@ -276,7 +276,7 @@ class Machine:
     def set(self, knob: str, value: str) -> None:
         """Write a run-time knob (knobs.py); ConfigError when there is none, or it takes other values."""
         self._knobs.set(self.k.knobs, knob, value)
-        update_orders(self.k)
+        update_knobs(self.k)
 
     def sizes(self) -> list[str]:
         """Return the knobs of folio sizes, smallest first: ``16kB`` …; empty where the policy has none."""

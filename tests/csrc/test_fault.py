@@ -105,6 +105,25 @@ def test_what_asks_python_for_each_fault_gets_no_batches(configure, machine_of, 
     assert len(in_python) == 30
 
 
+@pytest.mark.parametrize("fast", "yn")
+@pytest.mark.parametrize(
+    ("prot", "flags", "event"), [(1, 2, "read"), (3, 2, "write"), (3, 1, "shared")]
+)
+def test_files_without_python(configure, machine_of, in_python, prot, flags, event, fast):
+    m = machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}"))
+    m.spawn(1)
+    m.set("fault_around_bytes", str(16 * m.page_size))
+    file = m.open(7, PAGES * m.page_size)
+    # From an odd page of the file on, so that windows are cut at both ends.
+    assert m.mmap(1, BASE + 3 * m.page_size, 50 * m.page_size, prot, flags, file, 5) == 0
+    words = accesses(m, range(3, 53), prot >> 1)
+    assert m.touch_many(words, 0, 50) == (50, 0)
+    assert len(in_python) == {"n": 50, "y": event == "write"}[fast]
+    served = m.events()[f"file_{event}_fault" if event != "shared" else "file_shared_fault"]
+    assert served == m.minflt(1) == (4 if event == "read" else 50)
+    assert m.events()["file_around_pages"] == (46 if event == "read" else 0)
+
+
 def test_an_armed_failure_is_met(configure):
     inject = FaultInjection()
     config = configure("arm64-anonfolio-4k", "FAULT_INJECTION=y")

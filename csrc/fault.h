@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the files of the fault path share. */
+#ifndef VK_FAULT_H
+#define VK_FAULT_H
+
+#include "core.h"
+
+/* VM_* bits of a VMA, as mm/vm_flags.py has them. */
+enum {
+	VM_WRITE = 0x2,
+	VM_EXEC = 0x4,
+	VM_ACCESS_FLAGS = 0x7,
+	VM_SHARED = 0x8,
+	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
+};
+
+/**
+ * struct fault - a fault on its way
+ * @pte: place of the page's entry
+ * @why: by order, REFUSED_* of what it lacked
+ */
+struct fault {
+	u64 *vma;
+	u64 mm;
+	u64 task;
+	u64 address;
+	u64 pte;
+	u8 why[NR_ORDERS];
+};
+
+static inline u64 pte_index(u64 address)
+{
+	return address >> PAGE_SHIFT & (((u64)1 << PTE_BITS) - 1);
+}
+
+static inline u64 linear_page_index(const struct fault *f)
+{
+	return (f->address >> PAGE_SHIFT) - (f->vma[VMA_START] >> PAGE_SHIFT) + f->vma[VMA_PGOFF];
+}
+
+/* in fault.c: */
+void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
+void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order);
+
+/* in file_fault.c: */
+int do_fault(struct vk *k, const struct fault *f, int write);
+
+#endif
