@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Accesses, and the faults among them that need nothing unusual: the first touch of anonymous memory
- * below the PMD's order, and of cached files (file_fault.c). The reference is mm/fault.py and mm/memory.py.
+ * below the PMD's order, and of cached files (file_fault.c), and copy on write of single pages (cow.c). The reference is mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
  * before it is certain that the access succeeds; only page tables made on the way stay.
@@ -347,6 +347,25 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 	return 1;
 }
 
+/* Serve a write to an entry that is read-only; 0 = Python must. */
+static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, const u64 *place)
+{
+	u64 *vma = vma_lookup(k, w, w->mm, address);
+	struct fault f = {.vma = vma, .mm = w->mm, .task = task, .address = address};
+
+	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE || !vma[VMA_ANON_VMA] ||
+	    vma[VMA_FLAGS] & k->fault[FAULT_TAGS])
+		return 0;
+	if (!w->table || place != w->table + pte_index(address))
+		return 0; /* a huge entry */
+	f.pte = (u64)(place - k->phys);
+	if (!do_wp_page(k, &f))
+		return 0;
+	k->vmstat[VM_pgfault]++;
+	k->task[task * TASK_RECORD + TASK_MINFLT]++;
+	return 1;
+}
+
 static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int write)
 {
 	u64 *p;
@@ -356,9 +375,10 @@ static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int 
 	p = leaf_offset(k, w, k->task[task * TASK_RECORD + TASK_MM], address);
 	if (!p || !*p)
 		return handle_mm_fault(k, w, task, address, write);
-	if (!is(*p, PTE_PRESENT_MASK, PTE_PRESENT_ON) ||
-	    (write && !is(*p, PTE_WRITE_MASK, PTE_WRITE_ON)))
+	if (!is(*p, PTE_PRESENT_MASK, PTE_PRESENT_ON))
 		return 0;
+	if (write && !is(*p, PTE_WRITE_MASK, PTE_WRITE_ON))
+		return write_protected(k, w, task, address, p);
 	if (write && !is(*p, PTE_DIRTY_MASK, PTE_DIRTY_ON))
 		touch_entry(k, p);
 	return 1;

@@ -45,4 +45,7 @@ void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned orde
 /* in file_fault.c: */
 int do_fault(struct vk *k, const struct fault *f, int write);
 
+/* in cow.c: */
+int do_wp_page(struct vk *k, const struct fault *f);
+
 #endif

@@ -18,6 +18,7 @@ from .layout import (
     FAULT_CLEAR_LAST,
     FAULT_CONT_BIT,
     FAULT_CONT_NR,
+    FAULT_COW,
     FAULT_EXEC_FOLIO,
     FAULT_LARGE,
     FAULT_MAX_PAGE_ORDER,
@@ -52,6 +53,7 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_CONT_NR] = k.cont_nr
     fault[FAULT_TAGS] = VM_MTE if arch.gfp_zerotags else 0
     fault[FAULT_EXEC_FOLIO] = config.exec_folio_order
+    fault[FAULT_COW] = config.cow_zero or config.cow_copy or config.cow_reuse
     fault[FAULT_LARGE] = k.ladder.large
     update_knobs(k)
 

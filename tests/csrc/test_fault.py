@@ -124,6 +124,23 @@ def test_files_without_python(configure, machine_of, in_python, prot, flags, eve
     assert m.events()["file_around_pages"] == (46 if event == "read" else 0)
 
 
+@pytest.mark.parametrize("fast", "yn")
+def test_copy_on_write_without_python(configure, machine_of, in_python, fast):
+    m = started(machine_of(configure("arm64-baseline-4k", f"FAST_FAULT={fast}")))
+    assert m.touch_many(accesses(m, range(20)), 0, 20) == (20, 0)
+    assert m.touch_many(accesses(m, range(20, 30), 0), 0, 10) == (10, 0)
+    assert m.fork(1, 2) == 0
+    assert m.touch(2, BASE, True) == 0  # the first write to a child's mapping
+    in_python.clear()
+    assert m.touch_many(accesses(m, range(1, 30), pid=2), 0, 29) == (29, 0)
+    assert m.touch_many(accesses(m, range(20)), 0, 20) == (20, 0)
+    assert len(in_python) == {"n": 49, "y": 0}[fast]
+    counts = m.events()
+    assert counts["wp_copy"] == {"0": 20}
+    assert counts["wp_reuse"] == 20
+    assert counts["wp_zero"] == {"0": 10}
+
+
 def test_an_armed_failure_is_met(configure):
     inject = FaultInjection()
     config = configure("arm64-anonfolio-4k", "FAULT_INJECTION=y")
