@@ -319,7 +319,7 @@ def _convert(
     root, page_size = run.program.pid, metadata["page_size"]
     accesses = None
     if source.passes > 1:
-        accesses = Accesses(page_size)
+        accesses = Accesses(page_size, fetches_told=True)
         _feed(source, root, page_size, accesses.note, last=False)
     with TraceWriter(target, metadata) as writer:
         emit = writer.append_row

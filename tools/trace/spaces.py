@@ -45,7 +45,6 @@ KINDS_OF_MAPPING = (
     "file shared",
     "special",
 )
-ANON_KINDS = ("heap", "stack", "anonymous")
 
 
 class Mapping(NamedTuple):

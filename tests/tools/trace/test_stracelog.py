@@ -187,7 +187,7 @@ def converted(name: str, pid: int, path: Path) -> list[tuple[Any, ...]]:
     plain = path.with_suffix(".data")
     plain.write_bytes(gzip.decompress((DATA / name).read_bytes()))
     lines = DATA / name.replace("gz", "strace")
-    accesses = Accesses(4096)
+    accesses = Accesses(4096, fetches_told=True)
     rows: list[tuple[Any, ...]] = []
     with plain.open("rb") as file:
         source = PerfData(file)

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virtmm.tools.trace import perfdata
+from virtmm.tools.trace.access import Accesses, Row
 from virtmm.tools.trace.convert import Converter
-from virtmm.tools.trace.importers.guess import LIMIT as LIMIT_GUESS
-from virtmm.tools.trace.importers.guess import Accesses
 from virtmm.tools.trace.importers.source import Emit, Imported, Lines, Options, Progress
 from virtmm.tools.trace.paths import Cleaner
 from virtmm.tools.trace.perfdata import Event, Record
@@ -58,6 +57,9 @@ _FLAGS = re.compile(r"clone_flags=(?:0x)?([0-9a-f]+)")
 _FILENAME = re.compile(r"filename=(.*) pid=-?\d+ old_pid=")
 _ADDRESS = re.compile(r"([0-9a-f]+)(?: *| +[0-9a-f]+(?: .*)?)")
 
+LIMIT_GUESS = (
+    "read or write of a fault: told by a second fault on its page, else taken from the mapping"
+)
 LIMIT_THP = "whether the program ran with transparent huge pages is not known"
 LIMIT_KERNEL = "faults of the kernel on the program's behalf look like its own"
 LIMIT_USER = "faults of the kernel on the program's behalf were not recorded"
@@ -87,6 +89,21 @@ def exec_data(filename: str) -> bytes:
     """Return the data of sched_process_exec."""
     name = filename.encode()[:65000] + b"\0"
     return struct.pack("<8xI", len(name) << 16 | 12) + name
+
+
+class Held:
+    """Rows whose faults do not say their access, until all are there; in proportion to their number."""
+
+    def __init__(self, page_size: int) -> None:
+        self.accesses = Accesses(page_size)
+        self.rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Take a row; what access a fault has is made up, the event has no error code."""
+        if row[3] == KIND_FAULT:
+            row = (*row[:8], 0, *row[9:])
+        self.accesses.note(row)
+        self.rows.append(row)
 
 
 class PerfScript:
@@ -249,20 +266,20 @@ def read(files: list[Path], options: Options, emit: Emit, progress: Progress) ->
         raise TraceError(f"{files[1]}: one text of perf script at a time; print all into one file")
     script = PerfScript(lines, STEP.format("trace"))
     # The software event has no access: all rows must be seen before the first goes out.
-    accesses = Accesses(options.page_size) if _software_first(files[0]) else None
+    held = Held(options.page_size) if _software_first(files[0]) else None
     converter: Converter | None = None
     for record in script.records():
         if converter is None:
             if not root_of(record):
                 continue
-            out = accesses.add if accesses else emit
+            out = held.add if held else emit
             converter = Converter(record.pid, EVENTS, options.page_size, out, Cleaner())
         converter.feed(record)
         if script.software and script.exact:
             raise lines.wrong(
                 "two kinds of page-fault events", "record either exceptions:* or page-faults"
             )
-    return finished(lines, script, converter, accesses, emit)
+    return finished(lines, script, converter, held, emit)
 
 
 def _software_first(path: Path) -> bool:
@@ -278,7 +295,7 @@ def finished(
     lines: Lines,
     script: PerfScript,
     converter: Converter | None,
-    accesses: Accesses | None,
+    held: Held | None,
     emit: Emit,
 ) -> Imported:
     """Hand out what is left, and say what was imported. Raises TraceError if it is no whole trace."""
@@ -300,10 +317,11 @@ def finished(
     result = Imported(
         script.program, [LIMIT_THP], script.lost, more={"processes": converter.count[KIND_FORK] + 1}
     )
-    if accesses is not None:
-        accesses.finish(emit)
+    if held is not None:
+        for row in held.rows:
+            emit(held.accesses.settle(row))
         result.limits += [
-            f"{LIMIT_GUESS} ({accesses.uncertain} of {converter.count[KIND_FAULT]} faults)",
+            f"{LIMIT_GUESS} ({held.accesses.uncertain} of {converter.count[KIND_FAULT]} faults)",
             LIMIT_USER if script.user_only else LIMIT_KERNEL,
         ]
     return result

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from virtmm.tools.trace import perfdata
 from virtmm.tools.trace.convert import Converter
-from virtmm.tools.trace.importers.guess import Accesses
 from virtmm.tools.trace.importers.perfscript import (
     EVENTS,
     EXEC,
     NEWTASK,
     STEP,
+    Held,
     PerfScript,
     call_data,
     exec_data,
@@ -269,7 +269,7 @@ def read(files: list[Path], options: Options, emit: Emit, progress: Progress) ->
         raise TraceError(f"{files[1]}: one text of strace at a time; trace with -f and -o, not -ff")
     strace = Strace(Lines(files[0], progress))
     script = PerfScript(Lines(options.faults), STEP.format("addr"))
-    accesses = Accesses(options.page_size)
+    held = Held(options.page_size)
     merge: Merge | None = None
     root = 0
     calls: Iterator[tuple[int, Call | Record]] = iter(strace.calls())
@@ -286,7 +286,7 @@ def read(files: list[Path], options: Options, emit: Emit, progress: Progress) ->
         if merge is None:
             if not root_of(item) or item.pid != root:
                 continue
-            converter = Converter(root, EVENTS, options.page_size, accesses.add, Cleaner())
+            converter = Converter(root, EVENTS, options.page_size, held.add, Cleaner())
             merge = Merge(converter, script.process)
             merge.record(item)
             merge.call(time, early)  # execve is entered before the program begins
@@ -298,7 +298,7 @@ def read(files: list[Path], options: Options, emit: Emit, progress: Progress) ->
             "both in one run, perf with -k realtime, and " + STEP.format("addr")
         )
     merge.finish()
-    result = finished(script.lines, script, merge.converter, accesses, emit)
+    result = finished(script.lines, script, merge.converter, held, emit)
     result.command = strace.command
     result.limits.append(LIMIT)
     return result

@@ -92,7 +92,7 @@ def calls(tmp_path, *lines):
     [
         ("mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00",
          (0, 8192, 3, 0x22, 0, 0)),
-        ("mmap(0x1000, 4096, PROT_NONE, MAP_SHARED, 3</tmp/a, b>, 0x2000) = 0x1000",
+        ("mmap(0x1000, 4096, PROT_NONE, MAP_SHARED, 3</opt/a, b>, 0x2000) = 0x1000",
          (0x1000, 4096, 0, 1, 0, 0x2000)),
         ("mmap(NULL, 2097152, PROT_READ, MAP_PRIVATE|MAP_HUGETLB|21<<MAP_HUGE_SHIFT, -1, 0) = 0x1",
          (0, 2097152, 1, 2 | 0x40000 | 21 << 26, 0, 0)),

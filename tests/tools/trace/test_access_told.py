@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from virtmm.tools.trace.access import Accesses
 from virtmm.tools.trace.format import (
     FAULT_KERNEL,
     FAULT_PRESENT,
@@ -13,9 +14,8 @@ from virtmm.tools.trace.format import (
     File,
     TraceReader,
 )
-from virtmm.tools.trace.importers.guess import Accesses
 
-SAMPLES = Path(__file__).resolve().parents[4] / "samples"
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
 A = 0x7F0000000000
 PAGE = 4096
 READ, WRITE, EXEC = 1, 2, 4
@@ -38,9 +38,10 @@ def fault(page=0, pid=1):
 def guess(*rows):
     """Return (access, present) of each fault."""
     accesses = Accesses(PAGE)
-    for r in (row("exec"), *rows):
-        accesses.add(r)
-    return [(r[8], r[9]) for r in accesses.rows() if r[3] == KIND_FAULT]
+    rows = (row("exec"), *rows)
+    for r in rows:
+        accesses.note(r)
+    return [(r[8], r[9]) for r in map(accesses.settle, rows) if r[3] == KIND_FAULT]
 
 
 @pytest.mark.parametrize(
@@ -114,14 +115,16 @@ def test_memory_that_cannot_be_written_is_not():
 
 @pytest.mark.parametrize(("sample", "permille"), [("gcc", 4), ("python", 1)])
 def test_samples_come_out_as_they_were(sample, permille):
-    accesses, truth = Accesses(PAGE), []
+    accesses, truth, blinded = Accesses(PAGE), [], []
     with TraceReader(SAMPLES / f"{sample}.parquet") as reader:
         for r in chain.from_iterable(reader.batches()):
             truth.append(r)
             blind = (0, r[9] & FAULT_KERNEL) if r[3] == KIND_FAULT else r[8:10]
             file = reader.files[r[11]] if r[11] else None
-            accesses.add((*r[:8], *blind, r[10], file, r[12]))
-    both = [(t, g) for t, g in zip(truth, accesses.rows(), strict=True) if t[3] == KIND_FAULT]
+            blinded.append((*r[:8], *blind, r[10], file, r[12]))
+            accesses.note(blinded[-1])
+    told = map(accesses.settle, blinded)
+    both = [(t, g) for t, g in zip(truth, told, strict=True) if t[3] == KIND_FAULT]
     wrong = sum((t[8] & 2, t[9]) != (g[8] & 2, g[9]) for t, g in both)
     assert 0 < wrong < len(both) * permille / 1000
     assert accesses.uncertain < len(both)
