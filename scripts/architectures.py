@@ -8,14 +8,13 @@ Write Documentation/architectures.md: what each architecture of the tree has, fr
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from virtmm.arch import load_arch, names
 from virtmm.arch.params import ArchParams, Geometry
 
+from scripts.document import TOP, write_or_check
 from virtmm.kconfig import resolve
 
-TOP = Path(__file__).resolve().parent.parent
 OUTPUT = TOP / "Documentation" / "architectures.md"
 
 HEADER = """# Architectures
@@ -74,14 +73,7 @@ def render() -> str:
 
 def main() -> int:
     """Write the document, or check it; return the exit status."""
-    text = render()
-    if "--check" in sys.argv[1:]:
-        if OUTPUT.is_file() and OUTPUT.read_text() == text:
-            return 0
-        print(f"{OUTPUT.relative_to(TOP)}: not current; run python -m scripts.architectures")
-        return 1
-    OUTPUT.write_text(text)
-    return 0
+    return write_or_check(OUTPUT, render(), "python -m scripts.architectures")
 
 
 if __name__ == "__main__":

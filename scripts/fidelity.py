@@ -3,7 +3,7 @@
 List every simplification of the model in Documentation/fidelity.md, from the sources that carry them.
 
 A simplification is a paragraph of a docstring or comment that begins with ``SIMPLIFIED:``.
-``python scripts/fidelity.py`` writes the list; with ``--check`` it only says whether the list is current.
+``python -m scripts.fidelity`` writes the list; with ``--check`` it only says whether the list is current.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import re
 import sys
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parent.parent
+from scripts.document import TOP, write_or_check
+
 ROOMS = ("arch", "mm", "csrc", "virtmm", "tools")
 OUTPUT = TOP / "Documentation" / "fidelity.md"
 # A sentence may begin in the middle of a line of prose, but not in a string of the program.
@@ -61,14 +62,7 @@ def render(top: Path = TOP) -> str:
 
 def main() -> int:
     """Write the document, or check it; return the exit status."""
-    text = render()
-    if "--check" in sys.argv[1:]:
-        if OUTPUT.is_file() and OUTPUT.read_text() == text:
-            return 0
-        print(f"{OUTPUT.relative_to(TOP)}: not current; run python scripts/fidelity.py")
-        return 1
-    OUTPUT.write_text(text)
-    return 0
+    return write_or_check(OUTPUT, render(), "python -m scripts.fidelity")
 
 
 if __name__ == "__main__":

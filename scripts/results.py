@@ -2,7 +2,7 @@
 """
 Put the model's figures beside the published ones, into Documentation/results.md.
 
-``python scripts/results.py`` replays the samples on every named kernel of arm64 and writes the tables
+``python -m scripts.results`` replays the samples on every named kernel of arm64 and writes the tables
 between the marks ``<!-- NAME -->`` and ``<!-- end -->``; the sentences around them are written by hand,
 so read them again when a figure changed. With ``--check`` it only says whether the tables are current.
 """
@@ -13,17 +13,16 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from virtmm.tools.replay.replay import replay
 from virtmm.tools.report.result import TLB_KINDS, TLB_WAYS, Result, check_result
 from virtmm.tools.trace.format import TraceReader
 
+from scripts.document import TOP, write_or_check
 from virtmm.kconfig import defconfigs, resolve
 from virtmm.machine import Machine
 
-TOP = Path(__file__).resolve().parent.parent
 OUTPUT = TOP / "Documentation" / "results.md"
 SAMPLES = ("gcc", "python")
 BASE = "baseline_4k"
@@ -302,15 +301,8 @@ def render(document: str, names: Iterable[str] = tuple(SECTIONS)) -> str:
 
 def main() -> int:
     """Write the document, or check it; return the exit status."""
-    old = OUTPUT.read_text(encoding="utf-8")
-    new = render(old)
-    if "--check" in sys.argv[1:]:
-        if new == old:
-            return 0
-        print(f"{OUTPUT.relative_to(TOP)}: not current; run python scripts/results.py")
-        return 1
-    OUTPUT.write_text(new, encoding="utf-8")
-    return 0
+    text = render(OUTPUT.read_text(encoding="utf-8"))
+    return write_or_check(OUTPUT, text, "python -m scripts.results")
 
 
 if __name__ == "__main__":
