@@ -5,6 +5,7 @@ import pytest
 from virtmm.mm import layout
 from virtmm.mm.arena import PAGE_RECORD
 from virtmm.mm.debug_vm import validate
+from virtmm.mm.fault_inject import FaultInjection
 from virtmm.mm.pgtable import pte_offset_map, pte_pfn, pte_special
 
 from virtmm.kconfig import resolve
@@ -109,3 +110,16 @@ def lab(request):
     for machine in machines:
         validate(machine.k)
         machine.close()
+
+
+@pytest.fixture
+def anonfolio(lab):
+    """Return a function that boots the kernel with folios of up to 16 pages, contents and failures."""
+    return lambda *sets, inject=None, **kw: lab(
+        "anonfolio",
+        "PHYS_BACKING=y",
+        "FAULT_INJECTION=y",
+        *sets,
+        inject=inject or FaultInjection(),
+        **kw,
+    )
