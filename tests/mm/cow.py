@@ -44,10 +44,10 @@ def by_order(m, event):
     return {int(order): n for order, n in m.events()[event].items()}
 
 
-def shared(m, pages=16):
-    """Fill the first pages of the region, and share them with a child."""
-    m.map(0, pages)
-    fill(m, *range(pages))
+def shared(m):
+    """Fill the first 16 pages of the region, and share them with a child."""
+    m.map(0, 16)
+    fill(m, *range(16))
     m.fork(1, 2)
     return m
 
