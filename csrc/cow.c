@@ -17,12 +17,7 @@ static void ptep_clear_flush(struct vk *k, u64 pte)
 
 static void wp_page_reuse(struct vk *k, u64 pte)
 {
-	u64 entry = k->phys[pte];
-
-	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
-	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
-	entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
-	k->phys[pte] = entry;
+	k->phys[pte] = pte_mkwritten(k->phys[pte]);
 	k->work[WORK_pte_read]++;
 	k->work[WORK_pte_write]++;
 	k->work[WORK_tlbi]++;

@@ -243,9 +243,7 @@ void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned orde
 	u64 linear = linear_page_index(f) - index;
 	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
 
-	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
-	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
-	entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+	entry = pte_mkwritten(entry);
 	head[PAGE_REFCOUNT] = (u32)nr;
 	head[PAGE_FLAGS] |= PG_swapbacked;
 	head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
@@ -291,8 +289,7 @@ static int do_anonymous_read(struct vk *k, const struct fault *f)
 	u64 entry = k->fault[FAULT_ZERO_PFN] << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
 
 	entry = (entry & ~PTE_SPECIAL_MASK) | PTE_SPECIAL_ON;
-	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
-	map_ptes(k, f->pte, entry, 1);
+	map_ptes(k, f->pte, pte_mkyoung(entry), 1);
 	k->event[EV_zero_page_fault * NR_ORDERS]++;
 	return 1;
 }

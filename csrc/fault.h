@@ -38,6 +38,19 @@ static inline u64 linear_page_index(const struct fault *f)
 	return (f->address >> PAGE_SHIFT) - (f->vma[VMA_START] >> PAGE_SHIFT) + f->vma[VMA_PGOFF];
 }
 
+static inline u64 pte_mkyoung(u64 pte)
+{
+	return (pte & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
+}
+
+/* Young, dirty and writable: what a write leaves. */
+static inline u64 pte_mkwritten(u64 pte)
+{
+	pte = (pte & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
+	pte = (pte & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+	return pte_mkyoung(pte);
+}
+
 /* in fault.c: */
 void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
 void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order);

@@ -42,12 +42,7 @@ static void map_file_page(struct vk *k, const struct fault *f, u64 pte, u64 page
 {
 	u64 entry = page << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
 
-	entry = (entry & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
-	if (write) {
-		entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
-		entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
-	}
-	map_ptes(k, pte, entry, 1);
+	map_ptes(k, pte, write ? pte_mkwritten(entry) : pte_mkyoung(entry), 1);
 	page_record(k, page)[PAGE_REFCOUNT]++;
 	k->vmstat[VM_nr_mapped] += folio_dup_anon_rmap_ptes(k, page, page, 1);
 	k->mm[f->mm * MM_RECORD + MM_FILEPAGES]++;

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Accesses in C: which ones stay there, and that they leave what Python leaves."""
 
+import re
 from array import array
 from pathlib import Path
 
 import pytest
+from virtmm.mm import vm_flags
 from virtmm.mm.fault_inject import FaultInjection
 from virtmm.mm.vm_flags import VM_FAULT_OOM, VM_FAULT_SIGSEGV, VM_READ
 
 import virtmm.machine
+from virtmm import topdir
 from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 from virtmm.policy import Policy
@@ -149,3 +152,14 @@ def test_an_armed_failure_is_met(configure):
         assert m.touch(1, BASE, True) == 0
         inject.charge = {2}
         assert m.touch_many(accesses(m, range(64, 65)), 0, 1) == (0, VM_FAULT_OOM)
+
+
+def test_c_knows_the_bits_of_a_vma_as_python_does():
+    text = (topdir() / "csrc" / "fault.h").read_text()
+    bits = dict(re.findall(r"^\t(VM_\w+) = (\w+),", text, re.M))
+    assert 1 << int(bits.pop("VM_HUGEPAGE_SHIFT")) == vm_flags.VM_HUGEPAGE
+    assert vm_flags.VM_HUGEPAGE << 1 == vm_flags.VM_NOHUGEPAGE
+    assert len(bits) == 4
+    assert {name: int(bit, 16) for name, bit in bits.items()} == {
+        name: getattr(vm_flags, name) for name in bits
+    }
