@@ -16,8 +16,8 @@ from types import MappingProxyType
 ENTRY_BITS = 64
 # An entry takes 8 bytes, also where the machine's has 4.
 ENTRY_SHIFT = 3
-# A table may be as large as the largest block that the page allocator tries hard for.
-PAGE_ALLOC_COSTLY_ORDER = 3
+# The largest table that a kernel has: 64K, with 4K pages (the root of powerpc's radix tree).
+MAX_TABLE_ORDER = 4
 
 
 class ArchError(Exception):
@@ -75,6 +75,7 @@ class PteFormat:
         cont: the entry belongs to a block of contiguous ones; None where there is no such bit.
         pfn_pos: bit where the page frame number starts; None = at the page shift (physical address).
         pfn_bits: how many bits the physical address has (pfn_pos None) or the pfn field has.
+        address_shift: by how many bits the physical address is moved up (pfn_pos None).
     """
 
     user: int
@@ -90,6 +91,7 @@ class PteFormat:
     pfn_pos: int | None
     pfn_bits: int
     cont: Attr | None = None
+    address_shift: int = 0
 
     def attributes(self) -> dict[str, Attr]:
         """Return the named attributes, in order of declaration."""
@@ -98,12 +100,12 @@ class PteFormat:
     def pfn_mask(self, page_shift: int) -> int:
         """Return the mask of the pfn field for a base page of 2**page_shift bytes."""
         if self.pfn_pos is None:
-            return (1 << self.pfn_bits) - (1 << page_shift)
+            return (1 << self.pfn_bits) - (1 << page_shift) << self.address_shift
         return ((1 << self.pfn_bits) - 1) << self.pfn_pos
 
     def pfn_shift(self, page_shift: int) -> int:
         """Return the bit where the pfn starts."""
-        return page_shift if self.pfn_pos is None else self.pfn_pos
+        return page_shift + self.address_shift if self.pfn_pos is None else self.pfn_pos
 
     def check(self, where: str, page_shift: int) -> None:
         """Raise ArchError, naming the field and the bit, when fields overlap or do not fit."""
@@ -179,11 +181,11 @@ class Geometry:
         if len(self.levels) < 2 or [lv.name for lv in self.levels[-2:]] != ["pmd", "pte"]:
             raise ArchError(f"{where}.levels: the last two levels must be pmd and pte")
         for lv in self.levels:
-            most = self.page_shift - ENTRY_SHIFT + PAGE_ALLOC_COSTLY_ORDER
+            most = self.page_shift - ENTRY_SHIFT + MAX_TABLE_ORDER
             if not 1 <= lv.bits <= most:
                 raise ArchError(
                     f"{where}.levels.{lv.name}: {lv.bits} bits do not fit a table of "
-                    f"{1 << PAGE_ALLOC_COSTLY_ORDER} pages (at most {most})"
+                    f"{1 << MAX_TABLE_ORDER} pages (at most {most})"
                 )
         total = self.page_shift + sum(lv.bits for lv in self.levels)
         if total != self.va_bits:

@@ -95,9 +95,12 @@ def test_the_pfn_fits_the_entry():
 
 
 def test_a_pfn_field_of_its_own_place():
-    """Two ways to place a pfn: at the page shift, as part of an address, or in a field (riscv)."""
+    """Three ways to place a pfn: part of an address, the address moved up (mips), or a field (riscv)."""
     assert params().pte.pfn_mask(12) == (1 << 52) - (1 << 12)
     assert params().pte.pfn_shift(12) == 12
+    arch = params(address_shift=2, exec=Attr.inverted(12))
+    assert (arch.pte.pfn_mask(12), arch.pte.pfn_shift(12)) == ((1 << 54) - (1 << 14), 14)
+    assert arch.pte.pfn_shift(16) == 18
     arch = params(pfn_pos=10, pfn_bits=44)
     assert (arch.pte.pfn_mask(12), arch.pte.pfn_shift(12)) == (((1 << 44) - 1) << 10, 10)
 
@@ -127,12 +130,12 @@ def test_a_pfn_field_of_its_own_place():
             "x86.geometries[12].levels: the last two levels must be pmd and pte",
         ),
         (
-            geometry(levels=(*LEVELS[:2], Level("pmd", 13), Level("pte", 9)), va_bits=52),
-            "x86.geometries[12].levels.pmd: 13 bits do not fit a table of 8 pages (at most 12)",
+            geometry(levels=(*LEVELS[:2], Level("pmd", 14), Level("pte", 9)), va_bits=53),
+            "x86.geometries[12].levels.pmd: 14 bits do not fit a table of 16 pages (at most 13)",
         ),
         (
             geometry(levels=(Level("pgd", 0), *LEVELS[1:])),
-            "x86.geometries[12].levels.pgd: 0 bits do not fit a table of 8 pages (at most 12)",
+            "x86.geometries[12].levels.pgd: 0 bits do not fit a table of 16 pages (at most 13)",
         ),
         (geometry(shift=11), "x86.geometries[11].page_shift: 11 is not 12 to 16"),
         (geometry(shift=17), "x86.geometries[17].page_shift: 17 is not 12 to 16"),
