@@ -57,6 +57,8 @@ __GFP_NORETRY = 0x10000
 GFP_HIGHUSER_MOVABLE = __GFP_DIRECT_RECLAIM
 GFP_TRANSHUGE_LIGHT = 0
 GFP_TRANSHUGE = GFP_TRANSHUGE_LIGHT | __GFP_DIRECT_RECLAIM
+# Larger blocks are not worth killing a process for.
+PAGE_ALLOC_COSTLY_ORDER = 3
 # Page 0 is "none"; the zero page follows it.
 ZERO_PFN = 1
 

@@ -26,7 +26,7 @@ from .layout import (
     VM_nr_page_table_pages,
     VM_oom_kill,
 )
-from .page_alloc import folio_alloc, folio_free
+from .page_alloc import PAGE_ALLOC_COSTLY_ORDER, folio_alloc, folio_free
 from .vm_flags import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def _table_alloc(k: Arena, mm: int, order: int) -> int:
     """
     pfn = folio_alloc(k, order, PG_table, ZONE_TABLE)
     if not pfn:
-        k.vmstat[VM_oom_kill] += order > 0  # the kernel kills for it as it does for one page
+        # The kernel kills for it as it does for one page, unless the table is larger than usual.
+        k.vmstat[VM_oom_kill] += 0 < order <= PAGE_ALLOC_COSTLY_ORDER
         return 0
     nr = 1 << order
     if k.config.phys_backing:  # else only tables are ever written, and a freed table is all none
@@ -327,9 +328,9 @@ def free_pgd_range(k: Arena, mm: int, address: int, end: int, floor: int, ceilin
     begin (ceiling 0 = none above): a table that could hold their pages stays. Entries below must
     all be none.
     """
-    _free_range(
-        k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling or k.task_size
-    )
+    # TASK_SIZE may lie within the range of a table, which nobody else has then.
+    ceiling = ceiling or 1 << k.geometry.va_bits
+    _free_range(k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling)
 
 
 def _free_range(

@@ -39,6 +39,7 @@ from .layout import (
     VMA_MM,
     VMA_START,
 )
+from .page_alloc import PAGE_ALLOC_COSTLY_ORDER
 from .vm_flags import VM_GROWSDOWN, VM_HUGEPAGE, VM_NOHUGEPAGE
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ TVA_PAGEFAULT = 1
 TVA_FALLBACK = 4
 
 VMA_KINDS = ("anon", "heap", "stack")
-PAGE_ALLOC_COSTLY_ORDER = 3
 _SHIFT_64K = 16
 
 
