@@ -32,8 +32,8 @@ ARCH = ArchParams(
         table=_PRESENT,
         present=Attr.bit(7),
         write=Attr.bit(8),
-        # SIMPLIFIED: the valid bit says accessed. The kernel takes a fault to set it, and another to set
-        # the machine's dirty bit (1) in a writable page; here the machine notes both.
+        # SIMPLIFIED: the valid bit says accessed. The kernel's TLB handlers set it, and the machine's
+        # dirty bit (1) in a writable page; here the machine notes both. It is no page fault there either.
         young=Attr.bit(0),
         dirty=Attr.bit(9),
         special=Attr.bit(11),

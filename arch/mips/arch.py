@@ -33,8 +33,8 @@ ARCH = ArchParams(
         present=Attr(_ACCESS, on=_PRESENT, off=_ACCESS),
         prot_none=Attr(_ACCESS, on=_ACCESS, off=_PRESENT),
         # SIMPLIFIED: these are the kernel's. The machine has a valid bit (9), which goes with young, and a
-        # bit that allows to write (10), which goes with write and dirty; the kernel takes a fault to set
-        # them. Here the machine notes young and dirty.
+        # bit that allows to write (10), which goes with write and dirty; the kernel's TLB handlers set
+        # them. Here the machine notes young and dirty. It is no page fault there either.
         write=Attr.bit(1),
         young=Attr.bit(2),
         dirty=Attr.bit(3),

@@ -34,7 +34,8 @@ ARCH = ArchParams(
         table=_VALID | _PRESENT,
         # The machine looks at the valid bit alone; a PROT_NONE page has the kernel's present bit only.
         # SIMPLIFIED: the kernel clears the valid bit of an old entry too, and sets the machine's write bit
-        # (6) in a dirty one only, to take a fault and note both; here the machine notes them.
+        # (6) in a dirty one only, to take a fault and note both. Here the machine notes them: a write to
+        # shared memory that was read before has no fault of its own.
         present=Attr(_ACCESS, on=_VALID | _PRESENT, off=_PRESENT),
         prot_none=Attr(_ACCESS, on=_PRESENT, off=_VALID | _PRESENT),
         write=Attr.bit(58),
