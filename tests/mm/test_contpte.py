@@ -31,9 +31,10 @@ def folded(m, first, end, pid=1):
     return found
 
 
-@pytest.fixture
-def m(lab):
-    m = lab(NEW, knobs=["128kB=always"])
+@pytest.fixture(params=[("arm64", []), ("riscv", ["svnapot"])], ids=["arm64", "riscv"])
+def m(lab, request):
+    arch, fragments = request.param
+    m = lab(NEW, arch=arch, fragments=fragments, knobs=["128kB=always"])
     m.map(0, 64)
     m.write(0)
     return m
@@ -60,8 +61,10 @@ def test_block_sizes(lab, fragment, nr):
     assert folded(m, 0, nr) == [True]
 
 
-def test_without_the_option_no_entry_has_the_bit(lab):
-    m = lab(NEW, "ARM64_CONTPTE=n", knobs=["128kB=always"])
+@pytest.mark.parametrize("arch", ["arm64", "riscv"])
+def test_without_the_option_no_entry_has_the_bit(lab, arch):
+    sets = ("ARM64_CONTPTE=n",) if arch == "arm64" else ()
+    m = lab(NEW, *sets, arch=arch, knobs=["128kB=always"])
     m.map(0, 32)
     m.write(0)
     assert m.orders(0, 32) == [5] * 32
