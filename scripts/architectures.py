@@ -42,6 +42,12 @@ def size(nr_bytes: int) -> str:
     return f"{nr_bytes}{units[0]}"
 
 
+def user_space(nr_bytes: int) -> str:
+    """Return a size as size() does, or what is missing to a power of two where that is shorter."""
+    whole = 1 << nr_bytes.bit_length()
+    return min(size(nr_bytes), f"{size(whole)} - {size(whole - nr_bytes)}", key=len)
+
+
 def row(arch: ArchParams, geometry: Geometry) -> str:
     """Return the line of one architecture with one page size."""
     page = 1 << geometry.page_shift
@@ -58,7 +64,7 @@ def row(arch: ArchParams, geometry: Geometry) -> str:
         size(page),
         ", ".join(bits),
         pmd if config["HAVE_ARCH_TRANSPARENT_HUGEPAGE"] else f"({pmd})",
-        size(geometry.task_size or 1 << geometry.va_bits),
+        user_space(geometry.task_size or 1 << geometry.va_bits),
         zeroing + (", with memory tags" if arch.gfp_zerotags else ""),
         f"{orders[0]}, {orders[1]}" if config["ARCH_SUPPORTS_LARGE_ANON_FOLIO"] else "",
     ]

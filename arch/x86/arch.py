@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""
-x86-64: four-level paging, 4K base pages.
-
-SIMPLIFIED: user addresses reach to 2**48 as the tables do, not to 2**47; no recorded program is there.
-"""
+"""x86-64: four-level paging, 4K base pages. The user has the lower half of the addresses but a page."""
 
 from virtmm.arch.params import ArchParams, Attr, Geometry, Level, PteFormat
 
@@ -14,7 +10,12 @@ ARCH = ArchParams(
     machine="x86_64",
     kconfig_symbol="X86_64",
     geometries=(
-        Geometry(12, (Level("pgd", 9), Level("pud", 9), Level("pmd", 9), Level("pte", 9)), 48),
+        Geometry(
+            12,
+            (Level("pgd", 9), Level("pud", 9), Level("pmd", 9), Level("pte", 9)),
+            48,
+            task_size=(1 << 47) - (1 << 12),
+        ),
     ),
     pte=PteFormat(
         user=_PRESENT | _USER,
@@ -32,7 +33,7 @@ ARCH = ArchParams(
     ),
     gfp_zero=True,
     sources={
-        "geometries": "Intel SDM volume 3, 4.5; user addresses use the lower half (47 bits)",
+        "geometries": "Intel SDM volume 3, 4.5; TASK_SIZE_MAX of asm/page_64.h of Linux 6.12",
         "pte": "Intel SDM volume 3, 4.5; software bit 9 (special) as Linux 6.12 uses it",
         "gfp_zero": "asm/page.h of Linux 6.4 (spec 7)",
     },

@@ -157,14 +157,14 @@ def test_walks_agree_with_the_path_that_was_made(k, mm):
     last = pgtable.pte_alloc_map(k, mm, top)
     own = [depth for depth in below if top >> k.levels[depth - 1][0]]
     assert own and tables(k, mm) == pages(k, 0, *below, *own)
-    assert last & k.pte_mask == k.pte_mask
+    assert last & k.pte_mask == top >> k.page_shift & k.pte_mask
     assert pgtable.pte_alloc_map(k, mm, top) == last
     assert pgtable.pte_offset_map(k, mm, 1 << k.pmd_shift) == 0
     reach = 1 << k.pmd_shift
-    end = k.task_size
+    end, begin = k.task_size, top & -reach
     assert pgtable.next_pmd(k, mm, 0, end) == (0, pgtable.pmd_offset(k, mm, 0))
-    assert pgtable.next_pmd(k, mm, reach, end) == (end - reach, pgtable.pmd_offset(k, mm, top))
-    assert pgtable.next_pmd(k, mm, reach, end - reach) == (end - reach, 0)
+    assert pgtable.next_pmd(k, mm, reach, end) == (begin, pgtable.pmd_offset(k, mm, top))
+    assert pgtable.next_pmd(k, mm, reach, begin) == (begin, 0)
     assert pgtable.next_pmd(k, mm, top, end) == (top, pgtable.pmd_offset(k, mm, top))
     assert pgtable.pmd_addr_end(k, 5 * k.page_size, k.task_size) == reach
     assert pgtable.pmd_addr_end(k, 5 * k.page_size, 6 * k.page_size) == 6 * k.page_size

@@ -15,6 +15,7 @@ def test_a_line_of_the_table():
         in text
     )
     assert "| s390 (s390x) | 4K | 11+2, 11+2, 8 | 1M | 4T | allocator |  |\n" in text
+    assert "| 2M | 128T - 4K | allocator |  |\n" in text
     assert "| m68k | 4K | 7, 7, 6 | (256K) | 3840M | clear_huge_page() |  |\n" in text
 
 
