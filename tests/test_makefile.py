@@ -149,7 +149,7 @@ def test_olddefconfig_without_config_starts_from_the_defconfig(make, tmp_path):
     [
         (["nope_defconfig"], "arm64 has no defconfig 'nope'; choose one of: baseline_4k, "),
         (["defconfig", "nope.config"], "arm64 has no fragment 'nope'; choose one of: 16k, 64k, "),
-        (["defconfig", "ARCH=mips"], "unknown architecture 'mips'; choose one of: alpha, arm64"),
+        (["defconfig", "ARCH=vax"], "unknown architecture 'vax'; choose one of: alpha, arm64"),
         (["core"], "no such file; run make defconfig first"),
         (["savedefconfig"], "no such file; run make defconfig before savedefconfig"),
         (["menuconfig"], "menuconfig: needs a terminal"),

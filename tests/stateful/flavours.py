@@ -126,6 +126,11 @@ MAINLINE = [
     Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=4),
     Flavour("x86", "linux-7.3", memory_mb=32, share=4),
     Flavour("riscv", "linux-7.3", memory_mb=32, c_ranges="n", share=3),
+    Flavour("riscv", "linux-7.3", ("svnapot",), memory_mb=32, share=3),
+    Flavour("powerpc", "linux-7.3", ("4k",), memory_mb=64, share=3),
+    Flavour("loongarch", "linux-7.3", memory_mb=256, share=2),
+    Flavour("mips", "linux-6.12", ("16k",), memory_mb=256, share=2),
+    Flavour("sparc", "linux-7.3", memory_mb=64, c_ranges="n", share=2),
     Flavour("s390", "linux-7.3", memory_mb=32, share=8),
     Flavour("s390", "linux-6.12", memory_mb=16, c_ranges="n", share=8, tight=True),
 ]

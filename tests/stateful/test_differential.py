@@ -34,6 +34,7 @@ PAIRS = [
     Flavour("arm64", "linux-7.3", ("16k",), memory_mb=256, share=1),
     Flavour("x86", "linux-7.3", memory_mb=32, share=2),
     Flavour("riscv", "linux-7.3", memory_mb=32, share=2),
+    Flavour("riscv", "linux-7.3", ("svnapot",), memory_mb=32, share=2),
     Flavour("powerpc", "linux-7.3", share=4),
     Flavour("powerpc", "linux-7.3", memory_mb=16, share=8, tight=True),
 ]

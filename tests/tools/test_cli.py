@@ -263,7 +263,7 @@ def test_two_traces_of_one_name(virtmm, trace, tmp_path):
 # --- wrong arguments ------------------------------------------------------------------------------
 
 REPLAY = {
-    "arch": (["--arch", "mips"], "unknown architecture 'mips'; choose one of: alpha, arm64"),
+    "arch": (["--arch", "vax"], "unknown architecture 'vax'; choose one of: alpha, arm64"),
     "kernel": (["--defconfig", "nosuch"], "no defconfig 'nosuch'; choose one of: baseline_4k"),
     "other arch's kernel": (["--arch", "x86", "--defconfig", "anonfolio_basic"], "x86 has no"),
     "fragment": (["--fragment", "nosuch"], "no fragment 'nosuch'; choose one of"),
@@ -288,7 +288,7 @@ def test_wrong_arguments_of_replay(virtmm, trace, what):
 
 
 COMPARE = {
-    "arch": (["--arch", "mips"], "unknown architecture 'mips'"),
+    "arch": (["--arch", "vax"], "unknown architecture 'vax'"),
     "kernel": (["--kernels", "baseline_4k,nosuch"], "no defconfig 'nosuch'"),
     "empty": (["--kernels", ""], "no defconfig ''"),
     "comma": (["--kernels", "baseline_4k,"], "no defconfig ''"),
