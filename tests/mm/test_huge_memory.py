@@ -509,9 +509,12 @@ def test_a_whole_page_table_moves_as_one(lab):
     assert m.events()["pt_page_alloc"] == tables
 
 
-@pytest.mark.parametrize(("defconfig", "again"), [(OLD, 0), (NEW, 5)])
-def test_dontneed_of_a_whole_table_frees_it_since_6_14(lab, defconfig, again):
-    m = lab(defconfig, **PPC)
+@pytest.mark.parametrize(
+    ("defconfig", "sets", "again"), [(OLD, (), 0), (NEW, (), 0), (NEW, ("PT_RECLAIM=y",), 5)]
+)
+def test_dontneed_of_a_whole_table_frees_it_with_pt_reclaim(lab, defconfig, sets, again):
+    """Mainline has it since 6.14, powerpc has not."""
+    m = lab(defconfig, *sets, **PPC)
     m.map(0, PMD)
     m.write(0)
     m.advise(0, PMD, MADV_DONTNEED)
