@@ -138,10 +138,20 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
     if not problems:
         problems = [_one_line(text) for text in kconf.warnings]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(_foreign(kconf, arch, layers) or "\n".join(problems))
     values = _values(kconf)
     digest = hashlib.sha256(repr(sorted(values.items())).encode())
     return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest())
+
+
+def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> str:
+    """Return that a layer is another architecture's, so that its symbols are unknown here; or nothing."""
+    others = {load_arch(name).kconfig_symbol: name for name in arch_names()}
+    for a in (a for layer in layers for a in layer if a.symbol in others and a.value == "y"):
+        if a.symbol not in kconf.syms:
+            other = others[a.symbol]
+            return f"{a.where}: {a.symbol} is {other}, not {arch}; say --arch {other} (make: ARCH={other})"
+    return ""
 
 
 # Files and names

@@ -294,6 +294,16 @@ def test_refused_files(content, message, tmp_path):
         load(path, "arm64")
 
 
+def test_a_configuration_of_another_architecture_is_one_line(tmp_path):
+    path = tmp_path / ".config"
+    path.write_text(resolve("riscv").text)
+    with pytest.raises(ConfigError) as e:
+        load(path, "arm64")
+    wanted = f"{path}:4: RISCV is riscv, not arm64; say --arch riscv (make: ARCH=riscv)"
+    assert str(e.value) == error("arm64", path) == wanted
+    assert load(path, "riscv") == resolve("riscv")
+
+
 def test_many_malformed_lines_are_one_line(tmp_path):
     (tmp_path / "x").write_text("a\nb\nc\n")
     text = error("arm64", tmp_path / "x")
