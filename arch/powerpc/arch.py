@@ -5,7 +5,8 @@ powerpc64 with the radix MMU (POWER9 and newer), 4K or 64K base pages.
 A PMD maps 2M with either. The root has 8192 entries: one page of 64K, or sixteen of 4K.
 
 SIMPLIFIED: every page table takes a page of its own; with 64K pages the machine's small ones (256 bytes at
-the last level, 4K above) share pages, so page-table memory and the peak are too high here.
+the last level, 4K above) share pages, so page-table memory and the peak are too high here (in the samples
+4.3 and 4.5 MiB of tables for 0.4, and a peak of 80 to 91).
 """
 
 from virtmm.arch.params import ArchParams, Attr, Geometry, Level, PteFormat
