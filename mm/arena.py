@@ -204,6 +204,7 @@ class Arena:
     tlb: memoryview
     vma_log: memoryview
     fault: memoryview
+    method: memoryview
     run: memoryview
     config: Config
     arch: ArchParams

@@ -14,7 +14,13 @@ import sys
 from pathlib import Path
 
 SANITIZERS = ("undefined", "address")
-TESTS = ["tests/csrc/test_ranges.py", "tests/csrc/test_fault.py", "tests/mm", "tests/stateful"]
+TESTS = [
+    "tests/csrc/test_ranges.py",
+    "tests/csrc/test_zero.py",
+    "tests/csrc/test_fault.py",
+    "tests/mm",
+    "tests/stateful",
+]
 
 
 def environment(sanitizer: str) -> dict[str, str] | None:

@@ -13,6 +13,7 @@ from virtmm import kbuild
 from virtmm.arch import load_arch
 from virtmm.kconfig import ConfigError, ResolvedConfig
 from virtmm.knobs import KnobSet
+from virtmm.methods import choose
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, Arena, Config
 from virtmm.mm.fast_fault import init_fault
@@ -43,7 +44,7 @@ _COUNTS = {
 }
 _MAP_NORESERVE = 0x4000
 #: Arrays that are no part of a machine's state.
-_DIAGNOSTICS = ("run", "fault", "work", "refused", "vma_log", "tlb")
+_DIAGNOSTICS = ("run", "fault", "method", "work", "refused", "vma_log", "tlb")
 _POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
 
 
@@ -224,6 +225,8 @@ def boot(
         for a, (start, _) in zip(layout.ARRAYS, spans, strict=True):
             setattr(booted.vk, a.name, core.ffi.cast(f"uint{a.bits}_t *", booted.buffer + start))
         arena.ops = cast("RangeOps", CoreRanges(core.lib, booted.vk))
+        if mm_config.phys_backing:
+            arena.method[:8] = choose(core).numbers
     arena.shrinkers.append(deferred_split_scan)
     init_zone(arena)
     init_fault(arena)

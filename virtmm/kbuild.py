@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virtmm import build_core, topdir
+from virtmm import build_core, methods, topdir
 from virtmm.arch import load_arch
 from virtmm.arch.params import ArchError, ArchParams
 from virtmm.kconfig import ConfigError, ResolvedConfig, load
@@ -88,11 +88,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="the .config")
     args = parser.parse_args(argv)
     try:
-        core = load_core(load(args.config, args.arch), load_arch(args.arch))
+        config = load(args.config, args.arch)
+        core = load_core(config, load_arch(args.arch))
     except (ArchError, BuildError, ConfigError) as e:
         print(e, file=sys.stderr)
         return 2
     print(f"core {core.hash[:16]} for {args.arch} in {cache_folder()}")
+    if config.get("PHYS_BACKING"):
+        for what, names in methods.choose(core).names.items():
+            sizes = zip(("4K", "16K", "64K", "2M"), names, strict=True)
+            print(f"{what}: {', '.join(f'{size} {name}' for size, name in sizes)}")
     return 0
 
 
