@@ -11,6 +11,7 @@
 #include <time.h>
 
 typedef void clear_fn(void *vk, uint64_t pfn, uint64_t nr, uint64_t fault);
+typedef uint64_t range_fn(void *vk, uint64_t pte, uint64_t a, uint64_t nr);
 typedef void copy_fn(void *vk, uint64_t to, uint64_t from, uint64_t nr);
 
 /* Through volatile pointers, so that the compiler can neither expand nor drop a call. */
@@ -23,6 +24,18 @@ static double now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return 1e9 * (double)t.tv_sec + (double)t.tv_nsec;
+}
+
+/* Functions with fewer arguments find theirs in the first ones. */
+static double range_core(uintptr_t f, void *vk, uint64_t pte, uint64_t a, uint64_t nr,
+			 uint64_t calls)
+{
+	range_fn *volatile range = (range_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		range(vk, pte, a, nr);
+	return (now() - start) / (double)calls;
 }
 
 static double clear_core(uintptr_t f, void *vk, uint64_t pfn, uint64_t nr, uint64_t fault,
