@@ -15,6 +15,7 @@ struct method {
 	const char *name;
 	void (*clear)(void *to, u64 size);
 	void (*copy)(void *to, const void *from, u64 size);
+	int past_caches;
 };
 
 static void libc_clear(void *to, u64 size)
@@ -78,41 +79,37 @@ static void string_copy(void *to, const void *from, u64 size)
 }
 
 /* Non-temporal stores go past the caches, in whole lines. */
-#define STREAM_METHOD(name, type, zero, load, stream, attributes)                \
-	attributes static void name##_clear(void *to, u64 size)                  \
-	{                                                                        \
-		type *p = to, *end = p + size / sizeof(type), z = zero();        \
-                                                                                 \
-		for (; p < end; p++)                                             \
-			stream(p, z);                                            \
-		_mm_sfence();                                                    \
-	}                                                                        \
-	attributes static void name##_copy(void *to, const void *from, u64 size) \
-	{                                                                        \
-		type *p = to, *end = p + size / sizeof(type);                    \
-		const type *q = from;                                            \
-                                                                                 \
-		for (; p < end; p++, q++)                                        \
-			stream(p, load(q));                                      \
-		_mm_sfence();                                                    \
-	}
+static void stream_clear(void *to, u64 size)
+{
+	__m128i *p = to, *end = p + size / sizeof(*p);
 
-STREAM_METHOD(stream, __m128i, _mm_setzero_si128, _mm_load_si128, _mm_stream_si128, )
-STREAM_METHOD(stream512, __m512i, _mm512_setzero_si512, _mm512_load_si512, _mm512_stream_si512,
-	      WITH("avx512f"))
+	for (; p < end; p++)
+		_mm_stream_si128(p, _mm_setzero_si128());
+	_mm_sfence();
+}
+
+static void stream_copy(void *to, const void *from, u64 size)
+{
+	__m128i *p = to, *end = p + size / sizeof(*p);
+	const __m128i *q = from;
+
+	for (; p < end; p++, q++)
+		_mm_stream_si128(p, _mm_load_si128(q));
+	_mm_sfence();
+}
 #endif
 
-#define METHOD(name) {#name, name##_clear, name##_copy}
+#define METHOD(name, past_caches) {#name, name##_clear, name##_copy, past_caches}
 
-/* Of methods that are equally fast boot takes the last. */
+/* Of methods that are equally fast boot takes the first. */
 static const struct method methods[] = {
-	METHOD(libc),
+	METHOD(libc, 0),
 #ifdef __x86_64__
-	METHOD(string), METHOD(stream), METHOD(stream512),
+	METHOD(string, 0), METHOD(avx512, 0), METHOD(avx2, 0),
 #endif
-	METHOD(vector),
+	METHOD(vector, 0),
 #ifdef __x86_64__
-	METHOD(avx2),	METHOD(avx512),
+	METHOD(stream, 1),
 #endif
 };
 
@@ -132,7 +129,7 @@ int method_usable(unsigned method)
 
 	if (clear == avx2_clear)
 		return !!__builtin_cpu_supports("avx2");
-	if (clear == avx512_clear || clear == stream512_clear)
+	if (clear == avx512_clear)
 		return !!__builtin_cpu_supports("avx512f");
 #endif
 	return 1;
@@ -175,18 +172,19 @@ void clear_pages(struct vk *k, u64 pfn, u64 nr)
  * clear_huge_page - zero nr pages, the faulting one last so that its lines are in the cache
  * @fault: index of the faulting page, below nr
  *
- * What lies behind the faulting page comes first, then what lies before it, in long runs, and it as a
- * single page, so never with stores that go past the caches because the folio is large. The kernel of
- * the series, and the Python twin, go page by page from both sides in turn (v1 patch 1), which for a fault
- * in the middle of a folio runs at two thirds of this speed; the result is the same.
+ * What lies behind the faulting page comes first, then upwards to it, in long runs; where these go past
+ * the caches, the faulting page by itself. The kernel of the series, and the Python twin, go page by page
+ * from both sides in turn (v1 patch 1), which for a fault in the middle of a folio runs at two thirds of
+ * this speed; the result is the same.
  */
 void clear_huge_page(struct vk *k, u64 pfn, u64 nr, u64 fault)
 {
 	unsigned class = size_class(nr);
+	u64 alone = methods[k->method[METHOD_CLEAR + class]].past_caches;
 
 	clear_run(k, pfn + fault + 1, nr - fault - 1, class);
-	clear_run(k, pfn, fault, class);
-	clear_run(k, pfn + fault, 1, size_class(1));
+	clear_run(k, pfn, fault + 1 - alone, class);
+	clear_run(k, pfn + fault, alone, size_class(1));
 }
 
 /** copy_pages - copy nr pages; the two runs do not overlap */

@@ -22,9 +22,9 @@ SIZES = (4096, METHOD_SIZE_1, METHOD_SIZE_2, 2 * METHOD_SIZE_3)
 # More than a core's own caches hold, so that a block is in none of them when its turn comes again.
 _POOL = 8 << 20
 _WORK = 256 << 10
-_TURNS = 2
+_TURNS = 3
 # Differences below this are noise, and the next boot would choose otherwise.
-_TIE = 1.05
+_TIE = 1.03
 
 
 class Choice(NamedTuple):
@@ -45,7 +45,7 @@ _chosen: Choice | None = None
 
 def choose(core: Core) -> Choice:
     """
-    Return the methods for this host; measured when the first machine with contents boots (15 ms).
+    Return the methods for this host; measured when the first machine with contents boots (20 ms).
 
     Memory just freed is in the cache and fresh memory is not, and a method may be good at one only. So
     the choice is the one whose worse case of the two is nearest to the best method's.
@@ -78,19 +78,19 @@ def nearest_to_best(times: dict[int, tuple[int, int]]) -> int:
     """
     Return the method whose larger ratio to the shortest time of a column is smallest.
 
-    Of several that are as good as each other the highest number: csrc/zero.c has the widest stores
-    last, which lose least where memory is further away than it is here.
+    Of several that are as good as each other the first of csrc/zero.c, which begins with libc's.
     """
     best = [max(min(column), 1) for column in zip(*times.values(), strict=True)]
     worst = {n: max(t / b for t, b in zip(times[n], best, strict=True)) for n in times}
-    return max(n for n in times if worst[n] <= min(worst.values()) * _TIE)
+    return min(n for n in times if worst[n] <= min(worst.values()) * _TIE)
 
 
 def _times(
     core: Core, to: Any, source: Any, size: int, usable: list[int]
 ) -> dict[int, tuple[int, int]]:
-    """Return method -> nanoseconds for as many bytes in the cache, and not; the shortest of each."""
+    """Return method -> nanoseconds for the same work in the cache, and not; the shortest of each."""
     run, blocks = core.lib.method_run, max(_WORK // size, 1)
+    hot_blocks = max(4 * _WORK // size, 1)
     found = dict.fromkeys(usable, (1 << 60, 1 << 60))
     at = 0
     for _ in range(_TURNS):
@@ -99,7 +99,7 @@ def _times(
             start = perf_counter_ns()
             run(n, to + at, source + at if copy else source, size, size, blocks)
             cold = perf_counter_ns()
-            run(n, to + at, source + at if copy else source, size, 0, blocks)
+            run(n, to + at, source + at if copy else source, size, 0, hot_blocks)
             hot = perf_counter_ns()
             found[n] = min(found[n][0], hot - cold), min(found[n][1], cold - start)
             at = (at + size * blocks) % _POOL

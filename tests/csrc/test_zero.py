@@ -72,11 +72,15 @@ def test_each_method_zeroes_and_copies_just_those_pages(booted, nr):
             k.method[METHOD_CLEAR + i] = number
 
 
+@pytest.mark.parametrize("method", ("libc", "vector", "stream"))
 @pytest.mark.parametrize("fault", (0, 3, 8, 15))
-def test_the_faulting_page_comes_last(booted, fault):
+def test_the_faulting_page_comes_last(booted, fault, method):
     """A process for which it is read-only dies of it, and has zeroed all others by then."""
     nr, size = 16, mmap.PAGESIZE
     ffi, lib = booted.core.ffi, booted.core.lib
+    # A CPU without stores that go past the caches has libc's method once more here.
+    numbers = {name: number for number, name in usable(lib, ffi).items()}
+    chosen = ffi.new("uint64_t[]", [numbers.get(method, 0)] * 2 * CLASSES)
     with mmap.mmap(-1, nr * size, flags=mmap.MAP_SHARED) as memory:
         memory[:] = b"\xa5" * nr * size
         buffer = ffi.from_buffer(memory)
@@ -86,7 +90,7 @@ def test_the_faulting_page_comes_last(booted, fault):
             address = int(ffi.cast("uintptr_t", buffer)) + fault * size
             ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), 1)
             vk = ffi.new("struct vk *")
-            vk.phys, vk.method = ffi.cast("uint64_t *", buffer), booted.vk.method
+            vk.phys, vk.method = ffi.cast("uint64_t *", buffer), chosen
             lib.clear_huge_page(vk, 0, nr * size // 4096, fault * size // 4096)
             os._exit(0)
         assert os.waitpid(child, 0)[1] != 0

@@ -22,9 +22,9 @@ def test_the_worse_case_decides():
     assert methods.nearest_to_best({0: (100, 100), 1: (90, 300)}) == 0
 
 
-def test_of_equals_the_last():
-    assert methods.nearest_to_best({0: (100, 100), 3: (101, 102), 5: (120, 100)}) == 3
-    assert methods.nearest_to_best({0: (0, 0), 1: (0, 0)}) == 1
+def test_of_equals_the_first():
+    assert methods.nearest_to_best({0: (120, 100), 3: (101, 102), 5: (100, 100)}) == 3
+    assert methods.nearest_to_best({0: (0, 0), 1: (0, 0)}) == 0
 
 
 def test_a_machine_without_contents_measures_nothing(unmeasured):
