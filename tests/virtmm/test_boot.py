@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How much memory a machine may have."""
+"""How much memory a machine may have, and what it costs the host."""
+
+import resource
+from pathlib import Path
 
 import pytest
+from virtmm.mm import layout
 
 from virtmm.boot import BootError, check_settings
 from virtmm.kconfig import ConfigError, resolve
 from virtmm.machine import Machine
+
+BASE = 1 << 36
 
 
 def test_memory_that_entries_cannot_name():
@@ -20,3 +26,33 @@ def test_memory_that_entries_cannot_name():
         assert str(e.value) == message
     check_settings(config, ["mem=4G"])
     check_settings(resolve("alpha"), ["mem=8G"])
+
+
+def test_a_machine_of_a_tebibyte_costs_what_is_touched():
+    """Issue 6: 32 bytes of record and 8 of entry a page; tables are made when they are needed."""
+    pages = 1 << 16
+    config = resolve("arm64", "anonfolio_basic", sets=["MEMORY_MB=1048576"])
+    before = _resident()
+    with Machine(config) as m:
+        assert _resident() - before < 2 << 20
+        m.spawn(1)
+        assert m.mmap(1, BASE, 1 << 40) == 0
+        assert m.memory()["page_tables"] <= 8 * m.page_size
+        assert m.touch(1, BASE, True) == 0
+        before, tables = _resident(), m.memory()["page_tables"]
+        for address in range(BASE, BASE + pages * m.page_size, 16 * m.page_size):
+            assert m.touch(1, address, True) == 0
+        assert _resident() - before < 40 * pages + (1 << 20)
+        assert m.memory()["page_tables"] - tables <= pages // 512 * m.page_size
+
+
+def test_metadata_is_at_most_forty_bytes_a_page():
+    """What grows with memory, beside the pages themselves, and an entry in a full page table."""
+    counted = [a for a in layout.ARRAYS if a.count == "nr_pages" and a.name != "phys"]
+    assert sum(int(a.words) * a.bits // 8 for a in counted) + 8 <= 40
+
+
+def _resident():
+    """Return the bytes of memory that this process occupies."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * resource.getpagesize()
