@@ -383,18 +383,24 @@ static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int 
 
 /**
  * vk_touch_many - let programs read or write memory
- * @access: nr times a task's record, an address, and 1 for a write
+ * @tasks: of each slot the record of its process; 0 = its accesses are Python's
+ * @access: two words an access: an address; a slot << 1, and 1 for a write
+ * @first: access to begin with
+ * @end: the one behind the last
  *
- * Return: how many of them happened before the first that needs Python.
+ * Return: the first that needs Python, or end; those before it happened.
  */
-u64 vk_touch_many(struct vk *k, const u64 *access, u64 nr)
+u64 vk_touch_many(struct vk *k, const u64 *tasks, const u64 *access, u64 first, u64 end)
 {
 	struct walk w = {0};
-	u64 i = 0;
+	u64 i;
 
-	while (i < nr &&
-	       access_once(k, &w, access[3 * i], access[3 * i + 1], (int)access[3 * i + 2]))
-		i++;
+	for (i = first; i < end; i++) {
+		u64 task = tasks[access[2 * i + 1] >> 1];
+
+		if (!task || !access_once(k, &w, task, access[2 * i], access[2 * i + 1] & 1))
+			break;
+	}
 	return i;
 }
 

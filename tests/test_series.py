@@ -115,7 +115,9 @@ def test_switched_off_nothing_changes(trace, not_opted_in, monkeypatch):
     assert digests(trace, resolve("arm64", "baseline_4k", sets=["FAST_FAULT=n"])) == off
 
 
-@pytest.mark.parametrize("kernel", ["baseline_4k", "anonfolio_basic", "contpte", "linux-7.3"])
+@pytest.mark.parametrize(
+    "kernel", ["baseline_4k", "anonfolio_basic", "contpte", "linux-7.3", "exefolio", "baseline_16k"]
+)
 @pytest.mark.parametrize("trace", SAMPLES, ids=lambda p: p.stem)
 def test_faults_in_c_change_nothing(trace, kernel):
     """Neither the arena at any step nor any figure of the result."""

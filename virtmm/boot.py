@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from virtmm.accesses import Accesses
     from virtmm.arch.params import ArchParams, Geometry
     from virtmm.mm.arena import RangeOps
     from virtmm.mm.fault_inject import FaultInjection
@@ -288,15 +289,22 @@ class FastFault:
         self.touch = functools.partial(core.lib.vk_touch, booted.vk)
         self._ffi, self._lib, self._vk = core.ffi, core.lib, booted.vk
 
-    def touch_many(self, accesses: memoryview, first: int, end: int) -> int:
-        """
-        Return how many accesses from ``first`` on happened before one that Python must do.
+    def _pointers(self, accesses: Accesses) -> tuple[Any, Any, Any]:
+        if accesses.pointers is None:
+            arrays = accesses.words, accesses.tasks, accesses.layouts
+            words, tasks, layouts = (self._ffi.from_buffer("uint64_t[]", a) for a in arrays)
+            accesses.pointers = words, tasks, layouts
+        return accesses.pointers
 
-        Args:
-            accesses: three u64 an access: task record, address, 1 for a write.
-        """
-        at = self._ffi.from_buffer("uint64_t[]", accesses) + 3 * first
-        return cast("int", self._lib.vk_touch_many(self._vk, at, end - first))
+    def touch_many(self, accesses: Accesses, first: int, end: int) -> int:
+        """Do accesses from ``first`` on; return the first that Python must do, or ``end``."""
+        words, tasks, _ = self._pointers(accesses)
+        return cast("int", self._lib.vk_touch_many(self._vk, tasks, words, first, end))
+
+    def move_many(self, accesses: Accesses, first: int, end: int) -> int:
+        """Move accesses from ``first`` on; return the first that no layout has, or ``end``."""
+        words, _, layouts = self._pointers(accesses)
+        return cast("int", self._lib.vk_move_many(layouts, words, first, end))
 
 
 def digest(k: Arena) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from virtmm.accesses import Accesses
     from virtmm.kconfig import ResolvedConfig
     from virtmm.mm.fault_inject import FaultInjection
     from virtmm.mm.refused import RefusedMapping
@@ -313,36 +314,47 @@ class Machine:
         """Return the record that touch_many() knows a living process by; 0 = there is none."""
         return self._tasks.get(pid, 0)
 
-    def touch_many(self, accesses: memoryview, first: int, end: int) -> tuple[int, int]:
+    def touch_many(self, accesses: Accesses, first: int, end: int) -> tuple[int, int]:
         """
-        Read or write a byte each, as touch() does, until an access cannot happen.
+        Read or write a byte each, as touch() does, until an access cannot happen or is not to be done.
 
         Args:
-            accesses: three u64 (format Q) an access: task_record() of the process, address, 1 for a
-                write, else 0.
             first: access to begin with; end: the one behind the last.
 
         Returns:
-            (number of the access that could not happen, its VM_FAULT_* bits), or (end, 0).
+            (number of the access that did not happen, its VM_FAULT_* bits, 0 if it was not tried), or
+            (end, 0).
         """
-        k, fast = self.k, self._fast
+        k, fast, words, tasks = self.k, self._fast, accesses.words, accesses.tasks
         if k.inject is not None and not k.inject.idle():
             fast = None
         at = first
         while at < end:
             if fast:
-                at += fast.touch_many(accesses, at, end)
+                at = fast.touch_many(accesses, at, end)
                 if at == end:
                     break
-            task, address, write = accesses[3 * at : 3 * at + 3]
+            task = tasks[words[2 * at + 1] >> 1]
+            if not task:
+                return at, 0
             k.current = task
-            error = self._touch(task, address, bool(write))
+            error = self._touch(task, words[2 * at], bool(words[2 * at + 1] & 1))
             if error:
                 return at, error
             at += 1
         if end > first:
-            k.current = accesses[3 * end - 3]
+            k.current = tasks[words[2 * end - 1] >> 1]
         return end, 0
+
+    def move_many(self, accesses: Accesses, first: int, end: int) -> int:
+        """
+        Replace addresses by those that the layouts of ``accesses`` give them.
+
+        Returns:
+            The first access from ``first`` on whose address lies in no range, or ``end``; where
+            accesses are not served in C, ``first``.
+        """
+        return self._fast.move_many(accesses, first, end) if self._fast else first
 
     def _mm(self, pid: int) -> int:
         """Make a process current and return its address space."""

@@ -12,6 +12,7 @@ from virtmm.mm.vm_flags import VM_FAULT_OOM, VM_FAULT_SIGSEGV, VM_READ
 
 import virtmm.machine
 from virtmm import topdir
+from virtmm.accesses import Accesses, Moved
 from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 from virtmm.policy import Policy
@@ -43,8 +44,10 @@ def started(m, prot=3):
 def accesses(m, pages, write=1, pid=1):
     words = array("Q")
     for page in pages:
-        words.extend((m.task_record(pid), BASE + page * m.page_size, write))
-    return memoryview(words)
+        words.extend((BASE + page * m.page_size, write))
+    found = Accesses(memoryview(words), 1)
+    found.tasks[0] = m.task_record(pid)
+    return found
 
 
 def test_after_the_first_write_of_a_mapping_python_serves_none(machine_of, configure, in_python):
@@ -69,6 +72,51 @@ def test_an_access_that_cannot_happen_ends_the_batch(machine_of, configure):
     assert m.touch_many(words, 0, 4) == (2, VM_FAULT_SIGSEGV)
     assert m.touch_many(words, 3, 4) == (4, 0)
     assert m.rss(1) >= 3 * m.page_size
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_an_access_of_a_process_without_a_record_is_not_tried(machine_of, configure, fast):
+    m = started(machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}")))
+    m.spawn(2)
+    assert m.mmap(2, BASE, PAGES * m.page_size) == 0
+    words = array("Q")
+    for slot, page in ((0, 0), (2, 1), (1, 2), (2, 3)):
+        words.extend((BASE + page * m.page_size, slot << 1 | 1))
+    found = Accesses(memoryview(words), 3)
+    found.tasks[0], found.tasks[2] = m.task_record(1), m.task_record(2)
+    assert m.touch_many(found, 0, 4) == (2, 0)
+    assert m.current_pid() == 2
+    assert m.touch_many(found, 3, 4) == (4, 0)
+    assert (m.minflt(1), m.minflt(2)) == (1, 1), "a folio each"
+    found.tasks[1] = m.task_record(1)
+    assert m.touch_many(found, 2, 3) == (3, 0)
+    assert m.current_pid() == 1
+
+
+def test_accesses_move_to_where_the_machine_has_them(machine_of, configure):
+    m = started(machine_of(configure("arm64-anonfolio-4k")))
+    words = array("Q")
+    for slot, address in ((0, 0), (0, 99), (1, 5), (0, 99), (0, 100), (0, 250), (1, 5), (2, 5)):
+        words.extend((address, slot << 1))
+    found = Accesses(memoryview(words), 3)
+    first, second = Moved(), Moved()
+    first.insert(0, 200, 300, 2**40)
+    first.insert(0, 0, 100, 2**36)
+    second.insert(0, 0, 10, -5)
+    found.layouts[0], found.layouts[1] = first.where, second.where
+    assert m.move_many(found, 0, 8) == 4, "100 lies between two"
+    assert m.move_many(found, 5, 8) == 7, "slot 2 has none"
+    assert m.move_many(found, 8, 8) == 8
+    moved = [2**36, 2**36 + 99, 0, 2**36 + 99, 100, 2**40 + 250, 0, 5]
+    assert found.words.tolist()[0::2] == moved
+    first.delete(0, 1)
+    copy = first.copy()
+    copy.insert(0, 0, 100, 1)
+    assert m.move_many(found, 4, 5) == 4
+    found.layouts[0] = copy.where
+    words[2 * 3] = 99
+    assert m.move_many(found, 3, 5) == 4
+    assert words[2 * 3] == 100
 
 
 def test_memory_that_runs_out_ends_the_batch_where_python_does(machine_of, configure):

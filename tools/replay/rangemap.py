@@ -3,53 +3,57 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
 
-@dataclass
 class RangeMap(Generic[T]):
-    """Disjoint half-open ranges of addresses, each with a value."""
+    """Disjoint half-open ranges of addresses, each with a value, as three lists in order."""
 
-    starts: list[int] = field(default_factory=list)
-    ranges: dict[int, tuple[int, T]] = field(default_factory=dict)  # start -> end, value
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.values: list[T] = []
 
-    def copy(self) -> RangeMap[T]:
+    def copy(self) -> Self:
         """Return an independent copy."""
-        return RangeMap(self.starts.copy(), self.ranges.copy())
+        other = type(self)()
+        other.starts, other.ends = self.starts.copy(), self.ends.copy()
+        other.values = self.values.copy()
+        return other
+
+    def __iter__(self) -> Iterator[tuple[int, int, T]]:
+        return zip(self.starts, self.ends, self.values, strict=True)
 
     def at(self, address: int) -> tuple[int, int, T] | None:
         """Return (start, end, value) of the range that holds address."""
-        i = bisect_right(self.starts, address) - 1
-        if i < 0:
+        i = bisect_right(self.ends, address)
+        if i == len(self.ends) or self.starts[i] > address:
             return None
-        start = self.starts[i]
-        end, value = self.ranges[start]
-        return (start, end, value) if address < end else None
+        return self.starts[i], self.ends[i], self.values[i]
 
     def above(self, address: int) -> tuple[int, int, T] | None:
         """Return the first range that starts above address."""
         i = bisect_right(self.starts, address)
         if i == len(self.starts):
             return None
-        start = self.starts[i]
-        return (start, *self.ranges[start])
+        return self.starts[i], self.ends[i], self.values[i]
+
+    def any(self, start: int, end: int) -> bool:
+        """Return whether a range shares an address with [start, end)."""
+        i = bisect_right(self.ends, start)
+        return i < len(self.ends) and self.starts[i] < end
 
     def overlapping(self, start: int, end: int) -> list[tuple[int, int, T]]:
         """Return the ranges that share an address with [start, end), whole, in order."""
-        i = max(bisect_right(self.starts, start) - 1, 0)
-        found = []
-        while i < len(self.starts) and self.starts[i] < end:
-            first = self.starts[i]
-            last, value = self.ranges[first]
-            if last > start:
-                found.append((first, last, value))
-            i += 1
-        return found
+        i = bisect_right(self.ends, start)
+        if i == len(self.ends) or self.starts[i] >= end:
+            return []
+        j = bisect_left(self.starts, end, i)
+        return list(zip(self.starts[i:j], self.ends[i:j], self.values[i:j], strict=True))
 
     def cut(self, start: int, end: int) -> list[tuple[int, int, T]]:
         """Return what is in [start, end), cut to it."""
@@ -60,25 +64,37 @@ class RangeMap(Generic[T]):
 
     def clear(self, start: int, end: int) -> list[tuple[int, int, T]]:
         """Take [start, end) out and return what was there, cut to it."""
-        removed = self.cut(start, end)
-        for first, last, value in self.overlapping(start, end):
-            del self.starts[bisect_right(self.starts, first) - 1]
-            del self.ranges[first]
-            if first < start:
-                self._insert(first, start, value)
-            if last > end:
-                self._insert(end, last, value)
-        return removed
+        found = self.overlapping(start, end)
+        if not found:
+            return found
+        i = bisect_right(self.ends, start)
+        self._delete(i, i + len(found))
+        first, _, value = found[0]
+        if first < start:
+            self._insert(i, first, start, value)
+            i += 1
+            found[0] = (start, *found[0][1:])
+        _, last, value = found[-1]
+        if last > end:
+            self._insert(i, end, last, value)
+            found[-1] = (found[-1][0], end, value)
+        return found
 
     def set(self, start: int, end: int, value: T) -> None:
         """Give [start, end) a value; it takes the place of what was there."""
         if start < end:
             self.clear(start, end)
-            self._insert(start, end, value)
+            self._insert(bisect_left(self.starts, start), start, end, value)
 
-    def _insert(self, start: int, end: int, value: T) -> None:
-        insort(self.starts, start)
-        self.ranges[start] = (end, value)
+    def _insert(self, i: int, start: int, end: int, value: T) -> None:
+        self.starts.insert(i, start)
+        self.ends.insert(i, end)
+        self.values.insert(i, value)
+
+    def _delete(self, first: int, end: int) -> None:
+        del self.starts[first:end]
+        del self.ends[first:end]
+        del self.values[first:end]
 
 
 def joined(ranges: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]]:

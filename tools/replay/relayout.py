@@ -35,10 +35,12 @@ pages than a program built for them has.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from virtmm.tools.replay.executables import place_object
 from virtmm.tools.replay.rangemap import RangeMap, joined
+
+from virtmm.accesses import Moved
 
 #: A call of the machine: method and arguments after the pid.
 Call = tuple[str, tuple[int, ...]]
@@ -64,6 +66,33 @@ class Piece(NamedTuple):
     prot: int
     grows: bool = False
     part_of: int = 0
+
+
+class Pieces(RangeMap[Piece]):
+    """
+    Recorded addresses that are mapped.
+
+    Attributes:
+        moved: the same, for Machine.move_many().
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = Moved()
+
+    def copy(self) -> Self:
+        """Return an independent copy."""
+        other = super().copy()
+        other.moved = self.moved.copy()
+        return other
+
+    def _insert(self, i: int, start: int, end: int, value: Piece) -> None:
+        super()._insert(i, start, end, value)
+        self.moved.insert(i, start, end, value.shift)
+
+    def _delete(self, first: int, end: int) -> None:
+        super()._delete(first, end)
+        self.moved.delete(first, end)
 
 
 class AddressSpace:
@@ -94,7 +123,7 @@ class AddressSpace:
         self.exec_align = exec_align
         self.recorded_top = recorded_top
         self.heap_room = self._down(min(HEAP_ROOM, task_size // 4))
-        self.pieces: RangeMap[Piece] = RangeMap()
+        self.pieces = Pieces()
         self.taken: RangeMap[int] = RangeMap()
         self.reserved: RangeMap[int] = RangeMap()
         self.heap = self.heap_end = -1  # recorded; -1: none yet
@@ -161,7 +190,8 @@ class AddressSpace:
 
     def free(self, start: int, end: int) -> bool:
         """Return whether new addresses exist and may be given to a mapping."""
-        return start >= self.page and end <= self.top and not self.blocking(start, end)
+        taken = self.taken.any(start, end) or self.reserved.any(start, end)
+        return start >= self.page and end <= self.top and not taken
 
     def _place(self, wants: list[int], length: int) -> int:
         """Return the start of ``length`` free bytes: the first of ``wants`` that is free, or near it."""

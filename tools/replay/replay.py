@@ -8,16 +8,17 @@ then costs nothing.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from virtmm.tools.replay.accesses import Faults
 from virtmm.tools.replay.executables import executables
+from virtmm.tools.replay.figures import figures, identity, out_of_memory
 from virtmm.tools.replay.relayout import AddressSpace, AddressSpaceError
-from virtmm.tools.report.cost import CostTable, load_costs
+from virtmm.tools.report.cost import load_costs
 from virtmm.tools.trace.schema import (
-    FAULT_KERNEL,
     KIND_BRK,
     KIND_EXEC,
     KIND_EXIT,
@@ -31,7 +32,6 @@ from virtmm.tools.trace.schema import (
     TraceError,
 )
 
-import virtmm
 from virtmm import topdir
 from virtmm.machine import CLONE_VM, Machine, is_oom
 from virtmm.policy import PolicyError
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from virtmm.kconfig import ResolvedConfig
     from virtmm.policy import Policy
 
-_PROT_WRITE = 2
 #: Of the recorded protection: read, write, execute, and arm64's memory tags (PROT_MTE).
 _PROT = 0x27
 _MAP_FIXED = 0x10
@@ -57,24 +56,6 @@ _STACK_GROWS = 8 << 20
 #: Advice that takes memory away, so that it must not reach beyond what it was given for:
 #: DONTNEED FREE REMOVE DONTFORK WIPEONFORK COLD PAGEOUT DONTNEED_LOCKED
 _DESTRUCTIVE_ADVICE = frozenset((4, 8, 9, 10, 18, 20, 21, 24))
-
-#: Mappings that a result lists, those that lost most.
-MOST_MAPPINGS = 100
-
-SIMPLIFIED = (
-    "file pages are always cached; their faults are minor, contents zero",
-    "page cache is not reclaimed and there is no swap: memory that runs out ends the replay",
-)
-SIMPLIFIED_RELAYOUT = "addresses laid out anew for larger base pages (tools/replay/relayout.py)"
-SIMPLIFIED_EXECUTABLES = (
-    "executable files moved to addresses that suit large folios (tools/replay/executables.py)"
-)
-SIMPLIFIED_SMALLER = (
-    "mappings moved closer together: the address space is smaller than the recorded one "
-    "(tools/replay/relayout.py)"
-)
-SIMPLIFIED_LARGER = "recorded with larger pages: what was touched within one is known once a page"
-SIMPLIFIED_AROUND = "recorded with fault-around: which file pages it mapped is not known"
 
 
 class OutOfMemoryError(Exception):
@@ -108,6 +89,7 @@ class Replay:
     _stacks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     _starting: dict[int, int] = field(default_factory=dict)  # exec still maps: the last object
     _files: dict[int, int] = field(default_factory=dict)
+    _faults: Faults = field(init=False)  # of the batch
 
     def __post_init__(self) -> None:
         """Choose between replaying addresses as they are and laying them out anew."""
@@ -142,73 +124,88 @@ class Replay:
             TraceError: the trace contradicts itself, or a program does not fit into the addresses.
             OutOfMemoryError: the machine has none left; ``row`` is the event.
         """
-        touch, handlers, spaces = self.machine.touch, self._handlers, self.spaces
-        known, done = self.machine.has, 0
-        together = self.machine.fast and not self.relayout
+        done = 0
         for batch in self.reader.batches():
-            behind = 0  # first row of the batch that no run of faults has done
-            for at, event in enumerate(batch):
-                if at < behind:
-                    continue
-                if together and event[3] == KIND_FAULT:
-                    behind = self._faults(batch, at, done)
-                    if at < behind:
-                        continue
-                self.row = done + at
-                pid, kind = event[1], event[3]
-                if not known(pid) and kind != KIND_EXEC:
-                    raise TraceError(
-                        f"{self.reader.path}: row {self.row}: process {pid} was never started; "
-                        "record the program from its start"
-                    )
-                if kind != KIND_FAULT:
-                    try:
-                        handlers[kind](event)
-                    except AddressSpaceError:
-                        raise self._no_room(pid) from None
-                    continue
-                if self._starting and not event[9] & FAULT_KERNEL:
-                    self._starting.pop(pid, None)
-                address = event[4]
-                if self._stacks and pid in self._stacks:
-                    try:
-                        self._fill_stack(pid, address)
-                    except AddressSpaceError:
-                        raise self._no_room(pid) from None
-                if spaces:
-                    moved = spaces[pid].address(event[4])
-                    if moved is None:
-                        self.segv += 1
-                        continue
-                    address = moved
-                error = touch(pid, address, bool(event[8] & _PROT_WRITE))
-                if error:
-                    self._fault_error(error)
+            self._faults = Faults(batch, done)
+            for pid in self._faults.pids:
+                self._attend(pid)
+            calls = np.flatnonzero(batch.columns["kind"] != KIND_FAULT)
+            at = 0
+            # Before the n-th call there are as many faults as rows, less n.
+            for n, (row, event) in enumerate(zip(calls.tolist(), batch[calls].rows(), strict=True)):
+                at = self._touch(at, row - n)
+                self._call(done + row, event)
+            self._touch(at, len(self._faults))
             done += len(batch)
             progress(done)
 
-    def _faults(self, batch: Sequence[Row], at: int, done: int) -> int:
-        """
-        Replay a run of faults of a batch together, from row ``at`` on; return where the run ends.
+    def _call(self, row: int, event: Row) -> None:
+        pid, kind = event[1], event[3]
+        self.row = row
+        if kind != KIND_EXEC:
+            self._check_known(pid)
+        try:
+            self._handlers[kind](event)
+        except AddressSpaceError:
+            raise self._no_room(pid) from None
 
-        It ends at a call, at a process that exec is still making, and at one that was never started.
-        """
-        starting, stacks, record = self._starting, self._stacks, self.machine.task_record
-        words = array("Q")
-        for i in range(at, len(batch)):
-            event = batch[i]
-            pid = event[1]
-            if event[3] != KIND_FAULT or pid in starting or pid in stacks or not record(pid):
-                break
-            words.extend((record(pid), event[4], event[8] & _PROT_WRITE != 0))
-        accesses, first, nr = memoryview(words), 0, len(words) // 3
-        while first < nr:
-            first, error = self.machine.touch_many(accesses, first, nr)
+    def _check_known(self, pid: int) -> None:
+        if not self.machine.has(pid):
+            raise TraceError(
+                f"{self.reader.path}: row {self.row}: process {pid} was never started; "
+                "record the program from its start"
+            )
+
+    def _attend(self, pid: int) -> None:
+        """Say in the batch's accesses what a process is to the machine now; 0 = look at each access."""
+        if not self.machine.fast:
+            return
+        special = pid in self._starting or pid in self._stacks
+        task = 0 if special else self.machine.task_record(pid)
+        space = self.spaces.get(pid) if task else None
+        self._faults.attend(pid, task, space.pieces.moved.where if space else 0)
+
+    def _touch(self, at: int, end: int) -> int:
+        """Replay some faults of the batch, from ``at`` on, as many together as can be; return ``end``."""
+        machine, faults = self.machine, self._faults
+        moved = at if self.relayout else end
+        while at < end:
+            error = 0
+            if machine.fast:
+                if moved == at:
+                    moved = machine.move_many(faults.accesses, at, end)
+                at, error = machine.touch_many(faults.accesses, at, moved)
+                if at == end:
+                    break
+            self.row = faults.row(at)
             if error:
-                self.row = done + at + first
                 self._fault_error(error)
-                first += 1
-        return at + nr
+            else:
+                self._touch_one(*faults[at])
+            at += 1
+            moved = max(moved, at)
+        return end
+
+    def _touch_one(self, pid: int, address: int, write: bool, kernel: bool) -> None:
+        """Replay a fault of a process that needs to be looked at, of ``row``."""
+        self._check_known(pid)
+        if self._starting and not kernel:
+            self._starting.pop(pid, None)
+        if pid in self._stacks:
+            try:
+                self._fill_stack(pid, address)
+            except AddressSpaceError:
+                raise self._no_room(pid) from None
+        self._attend(pid)
+        if self.relayout:
+            moved = self.spaces[pid].address(address)
+            if moved is None:
+                self.segv += 1
+                return
+            address = moved
+        error = self.machine.touch(pid, address, write)
+        if error:
+            self._fault_error(error)
 
     def _no_room(self, pid: int) -> TraceError:
         machine = self.machine
@@ -368,6 +365,8 @@ class Replay:
         if self.relayout:
             space = self.spaces[pid]
             self.spaces[child] = space if flags & CLONE_VM else space.copy()
+        self._attend(pid)
+        self._attend(child)
 
     def _exec(self, event: Row) -> None:
         pid = event[1]
@@ -388,6 +387,7 @@ class Replay:
                 self.recorded_top,
                 self.exec_align,
             )
+        self._attend(pid)
 
     def _exit(self, event: Row) -> None:
         if event[1] in self._stacks:
@@ -395,6 +395,7 @@ class Replay:
         self.machine.exit(event[1])
         self.spaces.pop(event[1], None)
         self._execs.pop(event[1], None)
+        self._attend(event[1])
 
 
 def replay(
@@ -428,108 +429,10 @@ def replay(
         try:
             run.run(progress)
         except OutOfMemoryError:
-            oom = _out_of_memory(run)
+            oom = out_of_memory(run)
         except PolicyError as e:
             raise PolicyError(f"{reader.path}: row {run.row}: {e}") from e
-        identity = _identity(run, kernel, settings, costs)
+        result = identity(run, kernel, settings, costs)
         if policy is not None:
-            identity["policy"] = {"file": policy.path.name, "hash": policy.hash}
-        return {**identity, **_figures(run, costs), "oom": oom}
-
-
-def _out_of_memory(run: Replay) -> dict[str, Any]:
-    machine = run.machine
-    pid = machine.current_pid()
-    return {
-        "pid": pid,
-        "command": run.commands.get(pid, ""),
-        "held": machine.rss(pid),
-        "event": run.row,
-    }
-
-
-def _identity(
-    run: Replay, kernel: str, settings: Sequence[str], costs: CostTable
-) -> dict[str, Any]:
-    reader, machine = run.reader, run.machine
-    command = reader.metadata.get("command", "")
-    simplified = [*SIMPLIFIED, *costs.simplified]
-    if machine.page_size > reader.page_size:
-        simplified.append(SIMPLIFIED_RELAYOUT)
-    if run.exec_align:
-        simplified.append(SIMPLIFIED_EXECUTABLES)
-    if run.recorded_top:
-        simplified.append(SIMPLIFIED_SMALLER)
-    if machine.page_size < reader.page_size:
-        simplified.append(SIMPLIFIED_LARGER)
-    if reader.metadata.get("fault_around_bytes") != reader.page_size:
-        simplified.append(SIMPLIFIED_AROUND)
-    return {
-        "format": "virtmm-result",
-        "version": 1,
-        "virtmm": virtmm.__version__,
-        "trace": {
-            "name": Path(reader.path).stem,
-            "hash": reader.hash,
-            "events": reader.num_events,
-            "page_size": reader.page_size,
-            "command": command if isinstance(command, str) else " ".join(command),
-        },
-        "kernel": kernel,
-        "arch": machine.config.arch,
-        "page_size": machine.page_size,
-        "config_hash": machine.config.hash,
-        "core_hash": machine.core_hash,
-        "settings": list(settings),
-        "simplified": simplified,
-    }
-
-
-def _figures(run: Replay, costs: CostTable) -> dict[str, Any]:
-    machine = run.machine
-    page = machine.page_size
-    events = machine.events()
-    processes = machine.processes()
-    folios: dict[int, int] = {}
-    for process in processes:
-        for order, count in process.folios.items():
-            folios[order] = folios.get(order, 0) + count
-    memory = machine.memory()
-    memory["peak_rss"] = max((p.maxrss for p in processes), default=0) * page
-    return {
-        "minflt": sum(p.minflt for p in processes),
-        "segv": run.segv,
-        "refused_calls": run.refused,
-        "folios": {str(order): folios[order] for order in sorted(folios)},
-        "events": events,
-        "instructions": costs.price(events),
-        "cost_table": costs.name,
-        "memory": memory,
-        "tlb": machine.tlb(),
-        "vmstat": machine.vmstat(),
-        "work": machine.work(),
-        "hugepages": machine.hugepages(),
-        "refused_orders": machine.refusals(),
-        "refused_mappings": [
-            {
-                "pid": m.pid,
-                "command": run.programs.get((m.pid, m.execs), ""),
-                "start": m.start,
-                "end": m.end,
-                "kind": m.kind,
-                "faults": m.faults,
-                "refused": m.refused,
-            }
-            for m in machine.refused_mappings()[:MOST_MAPPINGS]
-        ],
-        "processes": [
-            {
-                "pid": p.pid,
-                "command": run.commands.get(p.pid, ""),
-                "minflt": p.minflt,
-                "maxrss": p.maxrss * page,
-                "folios": {str(order): n for order, n in p.folios.items()},
-            }
-            for p in processes
-        ],
-    }
+            result["policy"] = {"file": policy.path.name, "hash": policy.hash}
+        return {**result, **figures(run, costs), "oom": oom}

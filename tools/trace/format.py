@@ -7,16 +7,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from virtmm.tools.trace.batch import Batch
 from virtmm.tools.trace.schema import (
     ANONYMOUS,
     BATCH_ROWS,
@@ -421,13 +422,8 @@ class TraceReader:
             raise self._damaged(error) from None
         return found
 
-    def batches(self) -> Iterator[list[Row]]:
-        """
-        Yield the rows in lists of at most BATCH_ROWS.
-
-        A row is (time, pid, tid, kind code, addr, len, addr2, len2, prot, flags, offset, index into
-        ``files``, arg), all ints. Every row is checked before it is handed out.
-        """
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows, at most BATCH_ROWS at a time. Every row is checked before it is handed out."""
         row, last_time = 0, 0
         source = self._file.iter_batches(batch_size=BATCH_ROWS, columns=list(TYPES))
         while True:
@@ -444,7 +440,7 @@ class TraceReader:
                 raise TraceError(f"{self.path}: {wrong}; record the trace again")
             last_time = int(cols["time"][-1])
             row += batch.num_rows
-            yield _tuples(cols, self._file_indices(batch, cols))
+            yield Batch(cols, self._file_indices(batch, cols))
 
     def _columns(self, batch: pa.RecordBatch, row: int) -> Columns:
         """Turn a batch into numpy arrays of shape [rows], kinds as codes."""
@@ -465,23 +461,25 @@ class TraceReader:
                 cols[name] = column.to_numpy()
         return cols
 
-    def _file_indices(self, batch: pa.RecordBatch, cols: Columns) -> list[int] | None:
+    def _file_indices(self, batch: pa.RecordBatch, cols: Columns) -> npt.NDArray[Any] | None:
         """Give the file index of each row, None when all are anonymous."""
         paths = batch.column("path")
         if paths.null_count == batch.num_rows:
             return None
-        result = [0] * batch.num_rows
+        result = np.zeros(batch.num_rows, np.int64)
         words = paths.dictionary.to_pylist()
         rows = np.flatnonzero(paths.is_valid().to_numpy(zero_copy_only=False))
         which = paths.indices.take(pa.array(rows)).to_pylist()
         inodes, sizes = cols["inode"][rows].tolist(), cols["size"][rows].tolist()
-        for at, word, inode, size in zip(rows.tolist(), which, inodes, sizes, strict=True):
+        found = []
+        for word, inode, size in zip(which, inodes, sizes, strict=True):
             file = File(words[word], inode, size)
             index = self._index.get(file)
             if index is None:
                 index = self._index[file] = len(self.files)
                 self.files.append(file)
-            result[at] = index
+            found.append(index)
+        result[rows] = found
         return result
 
     def close(self) -> None:
@@ -493,15 +491,3 @@ class TraceReader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _tuples(cols: Columns, files: Sequence[int] | None) -> list[Row]:
-    """Zip columns into rows; a column that is 0 throughout costs next to nothing."""
-    sources: list[Any] = []
-    for name in TYPES:
-        if name == "path":
-            sources.append(repeat(0) if files is None else files)
-        elif name not in ("inode", "size"):
-            column = cols[name]
-            sources.append(column.tolist() if column.any() else repeat(0, len(column)))
-    return list(zip(*sources, strict=False))

@@ -163,7 +163,7 @@ class Inspection:
                     life.events += 1
                     life.threads.add(row[2])
             done += len(batch)
-            end = batch[-1][0]
+            end = int(batch.columns["time"][-1])
             progress(done)
         return self._result(end)
 

@@ -7,8 +7,9 @@ import pytest
 from virtmm.mm import layout
 from virtmm.mm.arena import PAGE_RECORD
 from virtmm.tools.replay.executables import executables
+from virtmm.tools.replay.figures import SIMPLIFIED_EXECUTABLES, SIMPLIFIED_RELAYOUT
 from virtmm.tools.replay.relayout import AddressSpace
-from virtmm.tools.replay.replay import SIMPLIFIED_EXECUTABLES, SIMPLIFIED_RELAYOUT, Replay
+from virtmm.tools.replay.replay import Replay
 from virtmm.tools.trace.format import File, TraceReader
 
 from virtmm.kconfig import resolve

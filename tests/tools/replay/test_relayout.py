@@ -12,10 +12,6 @@ NONE, READ, RW, RX = 0, 1, 3, 5
 DONTUNMAP = 4
 
 
-def given_to(taken):
-    return [(start, *taken.ranges[start]) for start in taken.starts]
-
-
 def space_of(size, *maps):
     space = AddressSpace(size, TOP, R)
     for at, pages, prot in maps:
@@ -118,9 +114,9 @@ def test_the_heap_shrinks_and_grows():
     assert space.address(start + 0x20FFF) == 0x560FFF
     assert space.brk(start, 0x8000) == [("brk", (0x540000, 0x548000))]
     assert space.address(start + 0x8000) is None
-    assert given_to(space.taken) == [(0x540000, 0x550000, RW)]
+    assert list(space.taken) == [(0x540000, 0x550000, RW)]
     space.brk(start, 0x30000)
-    assert given_to(space.taken)[-1][1] == 0x570000
+    assert list(space.taken)[-1][1] == 0x570000
 
 
 def test_the_heap_is_usable_to_the_end_of_its_last_page():
@@ -229,7 +225,7 @@ def test_range_map():
     ranges.set(10, 20, "a")
     ranges.set(15, 30, "b")
     ranges.set(5, 5, "nothing")
-    assert [(s, *ranges.ranges[s]) for s in ranges.starts] == [(10, 15, "a"), (15, 30, "b")]
+    assert list(ranges) == [(10, 15, "a"), (15, 30, "b")]
     assert ranges.clear(12, 18) == [(12, 15, "a"), (15, 18, "b")]
     assert ranges.at(12) is None
     assert ranges.above(11) == (18, 30, "b")

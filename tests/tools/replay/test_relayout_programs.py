@@ -219,23 +219,19 @@ class Pair:
             assert shifts.setdefault(page.part, new - p * R) == new - p * R
             if page.offset is not None:
                 assert (new - page.offset) % size == 0
-        taken = [(a, b) for a, b, _ in joined((a, b, 0) for a, b, _ in given_to(space.taken))]
+        taken = [(a, b) for a, b, _ in joined((a, b, 0) for a, b, _ in space.taken)]
         assert taken == [
             (a, b) for a, b, _ in joined((n * size, (n + 1) * size, 0) for n in wanted)
         ]
         assert not taken or (taken[0][0] >= size and taken[-1][1] <= self.top)
         if self.machine:
-            assert mapped(self.machine, self.pid) == joined(given_to(space.taken))
+            assert mapped(self.machine, self.pid) == joined(space.taken)
 
     def touch_all(self):
         for p, page in self.model.pages.items():
             if page.prot and page.index < page.pages:
                 new = self.space.address(p * R + 123)
                 assert self.machine.touch(self.pid, new, bool(page.prot & 2)) == 0, hex(p * R)
-
-
-def given_to(taken):
-    return [(start, *taken.ranges[start]) for start in taken.starts]
 
 
 def mapped(machine, pid):

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from virtmm.tools.replay.replay import (
+from virtmm.tools.replay.figures import (
     SIMPLIFIED_LARGER,
     SIMPLIFIED_RELAYOUT,
     SIMPLIFIED_SMALLER,
-    Replay,
 )
+from virtmm.tools.replay.replay import Replay
 from virtmm.tools.report.result import check_result
+from virtmm.tools.trace import format as trace_format
 from virtmm.tools.trace.format import KIND_FAULT, File, TraceError, TraceReader
 
 from virtmm.kconfig import resolve
@@ -491,6 +492,61 @@ def test_with_fault_around_it_is_what_the_real_kernel_counted(sample, run):
         rows = sum(row[3] == KIND_FAULT for rows in reader.batches() for row in rows)
         by_exec = reader.metadata["minflt"] - rows
     assert abs(result["minflt"] + by_exec - REAL[sample.stem]) <= 5
+
+
+@pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_16k", "exefolio", "linux-7.3"])
+def test_together_or_one_by_one_is_the_same(write_trace, kernel, monkeypatch):
+    """
+    Faults in C or in Python, rows in any batches: stacks that grow, processes that share or copy an
+    address space, come again under a number of before, fault before their first own call, and where
+    there is nothing, or something of another.
+    """
+    lib = File("/usr/lib/lib.so", 12, 256 * K)
+    end = STACK + 132 * K
+    path = write_trace(
+        exec_(),
+        mmap(0x555555554000, 64 * K, READ | 4, 2, file=PROG),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
+        fault(end - 64, flags=2),
+        *faults(0x555555554000, 32 * K, READ),
+        fault(end - 24 * K),
+        mmap(A, 100 * K, READ | 4, 2, file=lib, offset=8 * K),
+        mmap(A + 100 * K, 64 * K),
+        *faults(A, 164 * K, READ),
+        *faults(A + 100 * K, 64 * K),
+        fault(A + 500 * K),
+        *(fault(STACK - n * 4 * K) for n in range(1, 40)),
+        fork(2, VFORK),
+        *faults(A + 100 * K, 16 * K, pid=2),
+        call("mprotect", A + 120 * K, 8 * K, pid=2, prot=READ),
+        *faults(A + 100 * K, 64 * K),
+        {"pid": 2, "kind": "exec", "file": PROG},
+        mmap(A, 64 * K, pid=2),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN, pid=2),
+        *faults(A, 64 * K, pid=2),
+        *faults(A + 100 * K, 64 * K),
+        fork(3),
+        *(f for n in range(16) for f in (fault(A + n * 4 * K, pid=2), fault(A + n * 8 * K, pid=3))),
+        call("munmap", A + 100 * K, 32 * K, pid=3),
+        *(f for n in range(8) for f in (fault(A + (100 + 4 * n) * K), fault(A + (100 + 4 * n) * K, pid=3))),
+        exit_(2),
+        fork(2, pid=3),
+        *faults(A + 64 * K, 100 * K, pid=2),
+        fault(STACK - 400 * K, pid=2),
+        exit_(3),
+        exit_(2),
+        *faults(A + 132 * K, 32 * K),
+    )  # fmt: skip
+    seen = []
+    for fast, rows in (("y", 65536), ("n", 65536), ("y", 7), ("n", 1)):
+        monkeypatch.setattr(trace_format, "BATCH_ROWS", rows)
+        config = resolve("arm64", kernel, sets=["MEMORY_MB=64", f"FAST_FAULT={fast}"])
+        with TraceReader(path) as reader, Machine(config) as machine:
+            run = Replay(machine, reader)
+            run.run()
+            seen.append((run.segv, machine.digest(), machine.processes(), machine.work()))
+    assert seen[0][0] > 20
+    assert seen == [seen[0]] * 4
 
 
 @pytest.mark.parametrize("kernel", ["baseline_16k", "baseline_64k"])

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +133,24 @@ def test_many_batches_and_files(tmp_path: Path) -> None:
         assert [reader.files[r[11]] for r in seen[1:3]] == libs[1:]
     assert len(seen) == count
     assert [row[0] for row in seen] == list(range(count))
+
+
+def test_rows_of_a_batch_by_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    file = File("/lib/a", 5, 9)
+    with TraceWriter(path, METADATA) as writer:
+        for n in range(9):
+            writer.append_row(
+                (n, 1, 1, 0, n * PAGE, PAGE, 0, 0, 1, 2, 0, file if n % 4 else None, 0)
+            )
+    with TraceReader(path) as reader:
+        batch = next(reader.batches())
+    rows = batch.rows()
+    assert list(batch) == rows
+    assert [row[11] for row in rows] == [0, 1, 1, 1, 0, 1, 1, 1, 0]
+    assert batch[np.array([7, 2])].rows() == [rows[7], rows[2]]
+    assert batch[3:5].rows() == rows[3:5]
+    assert len(batch[3:5]) == 2
 
 
 def test_metadata_may_come_late_and_has_the_version(tmp_path: Path) -> None:

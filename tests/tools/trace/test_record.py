@@ -208,9 +208,7 @@ def mappings_at_exit(path: Path) -> dict[int, list[tuple[int, int, int]]]:
             assert above is not None
             space.set(addr & ~4095, above[0], above[2])
         elif kind == KIND_EXIT:
-            told[pid] = joined(
-                [(s, *(space.ranges[s][0], space.ranges[s][1][0])) for s in space.starts]
-            )
+            told[pid] = joined((start, end, value[0]) for start, end, value in space)
     return told
 
 

@@ -27,15 +27,10 @@ def after():
         for r in rows:
             spaces.apply(r)
         space = spaces.live[pid]
-        assert +space.kinds == Counter(kind_of(m) for _, m in space.mappings.ranges.values())
-        return [(s, *_end_kind(space, s)) for s in space.mappings.starts]
+        assert +space.kinds == Counter(kind_of(m) for *_, m in space.mappings)
+        return [(start, end, kind_of(m)) for start, end, m in space.mappings]
 
     return after
-
-
-def _end_kind(space, start):
-    end, mapping = space.mappings.ranges[start]
-    return end, kind_of(mapping)
 
 
 def test_equal_neighbours_are_one_mapping(after):

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reads and writes of many processes, collected so that one call does a run of them."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+
+class Accesses:
+    """
+    Accesses of one byte each, in order, for Machine.touch_many() and move_many().
+
+    What a process is known by may change between calls; its slot, a small number, stays.
+
+    Attributes:
+        words: u64, two an access: its address, and twice the slot of its process, plus 1 for a write.
+        tasks: of each slot Machine.task_record() of the process; 0 = its accesses are not to be done.
+        layouts: of each slot where Moved has the process's addresses; 0 = nowhere.
+        pointers: to words, tasks and layouts, for C.
+    """
+
+    def __init__(self, words: memoryview, slots: int) -> None:
+        self.words = words
+        self.tasks = array("Q", bytes(8 * slots))
+        self.layouts = array("Q", bytes(8 * slots))
+        self.pointers: tuple[Any, Any, Any] | None = None
+
+
+class Moved:
+    """
+    Ranges of addresses with the distance of each to where the machine has it.
+
+    A list of disjoint ranges in order, by index, that C can search too.
+
+    Attributes:
+        where: address of this table, for Accesses.layouts; good as long as the object lives.
+    """
+
+    def __init__(self) -> None:
+        self._words = array("Q")  # start, end, distance (modulo 2^64) of each range
+        self._head = array("Q", (0, 0))  # where the words are, and how many
+        self.where = self._head.buffer_info()[0]
+
+    def insert(self, i: int, start: int, end: int, shift: int) -> None:
+        """Put [start, end) at an index, before what was there."""
+        self._words[3 * i : 3 * i] = array("Q", (start, end, shift % 2**64))
+        self._head[0], self._head[1] = self._words.buffer_info()
+
+    def delete(self, first: int, end: int) -> None:
+        """Take the ranges at some indices out."""
+        del self._words[3 * first : 3 * end]
+        self._head[0], self._head[1] = self._words.buffer_info()
+
+    def copy(self) -> Moved:
+        """Return an independent copy."""
+        other = Moved()
+        other._words = self._words[:]
+        other._head[0], other._head[1] = other._words.buffer_info()
+        return other
