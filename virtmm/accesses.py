@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Accesses:
@@ -42,14 +45,12 @@ class Moved:
         self._head = array("Q", (0, 0))  # where the words are, and how many
         self.where = self._head.buffer_info()[0]
 
-    def insert(self, i: int, start: int, end: int, shift: int) -> None:
-        """Put [start, end) at an index, before what was there."""
-        self._words[3 * i : 3 * i] = array("Q", (start, end, shift % 2**64))
-        self._head[0], self._head[1] = self._words.buffer_info()
-
-    def delete(self, first: int, end: int) -> None:
-        """Take the ranges at some indices out."""
-        del self._words[3 * first : 3 * end]
+    def replace(self, i: int, j: int, new: Iterable[tuple[int, int, int]]) -> None:
+        """Put (start, end, distance) of other ranges in the place of those from index i to j."""
+        words = array("Q")
+        for start, end, shift in new:
+            words.extend((start, end, shift % 2**64))
+        self._words[3 * i : 3 * j] = words
         self._head[0], self._head[1] = self._words.buffer_info()
 
     def copy(self) -> Moved:

@@ -100,18 +100,17 @@ def test_accesses_move_to_where_the_machine_has_them(machine_of, configure):
         words.extend((address, slot << 1))
     found = Accesses(memoryview(words), 3)
     first, second = Moved(), Moved()
-    first.insert(0, 200, 300, 2**40)
-    first.insert(0, 0, 100, 2**36)
-    second.insert(0, 0, 10, -5)
+    first.replace(0, 0, [(0, 100, 2**36), (200, 300, 2**40)])
+    second.replace(0, 0, [(0, 10, -5)])
     found.layouts[0], found.layouts[1] = first.where, second.where
     assert m.move_many(found, 0, 8) == 4, "100 lies between two"
     assert m.move_many(found, 5, 8) == 7, "slot 2 has none"
     assert m.move_many(found, 8, 8) == 8
     moved = [2**36, 2**36 + 99, 0, 2**36 + 99, 100, 2**40 + 250, 0, 5]
     assert found.words.tolist()[0::2] == moved
-    first.delete(0, 1)
+    first.replace(0, 1, [])
     copy = first.copy()
-    copy.insert(0, 0, 100, 1)
+    copy.replace(0, 0, [(0, 100, 1)])
     assert m.move_many(found, 4, 5) == 4
     found.layouts[0] = copy.where
     words[2 * 3] = 99

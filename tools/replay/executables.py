@@ -52,7 +52,7 @@ def place_object(space: AddressSpace, wants: list[int], length: int, offset: int
         suits = not prot & _PROT_EXEC or not (at - offset) % step
         if suits and space.free(at, at + length):
             return at
-    if not any(piece.part_of for piece in space.pieces.values):
+    if not any(piece.part_of for *_, piece in space.pieces.ranges):
         at = start - (start - offset) % step
         if space.free(at, at + length):
             return at

@@ -86,13 +86,9 @@ class Pieces(RangeMap[Piece]):
         other.moved = self.moved.copy()
         return other
 
-    def _insert(self, i: int, start: int, end: int, value: Piece) -> None:
-        super()._insert(i, start, end, value)
-        self.moved.insert(i, start, end, value.shift)
-
-    def _delete(self, first: int, end: int) -> None:
-        super()._delete(first, end)
-        self.moved.delete(first, end)
+    def _replace(self, i: int, j: int, new: list[tuple[int, int, Piece]]) -> None:
+        super()._replace(i, j, new)
+        self.moved.replace(i, j, [(start, end, piece.shift) for start, end, piece in new])
 
 
 class AddressSpace:
@@ -260,10 +256,10 @@ class AddressSpace:
         end = start + length
         removed = self.pieces.clear(start, end)
         calls: list[Call] = []
-        if not grows and self._stays(start, end, offset, removed):
+        if removed and not grows and self._stays(start, end, offset, removed):
             shift, part_of = removed[0][2].shift, part_of or removed[0][2].part_of
         else:
-            calls = self._release(removed)
+            calls = self._release(removed) if removed else []
             inside, room = offset % self.page, STACK_ROOM if grows else 0
             size = self._up(inside + length) + room
             wants = [want - room for want in self._wants(start, end, size - room, grows, part_of)]

@@ -297,7 +297,7 @@ class TraceReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.files: list[File] = [ANONYMOUS]
-        self._index: dict[File, int] = {ANONYMOUS: 0}
+        self._index: dict[tuple[str, int, int], int] = {ANONYMOUS: 0}
         self._hash: str | None = None
         self._check_frame()
         try:
@@ -473,11 +473,11 @@ class TraceReader:
         inodes, sizes = cols["inode"][rows].tolist(), cols["size"][rows].tolist()
         found = []
         for word, inode, size in zip(which, inodes, sizes, strict=True):
-            file = File(words[word], inode, size)
+            file = words[word], inode, size
             index = self._index.get(file)
             if index is None:
                 index = self._index[file] = len(self.files)
-                self.files.append(file)
+                self.files.append(File(*file))
             found.append(index)
         result[rows] = found
         return result

@@ -200,7 +200,7 @@ class Inspection:
         return life
 
     def _peak(self, life: Life, space: Space) -> None:
-        count = len(space.mappings.starts)
+        count = len(space.mappings.ranges)
         if count > life.peak_mappings:
             life.peak_mappings = count
             if count > sum(self.peak_kinds.values()):

@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Addresses laid out anew: each rule by example."""
 
+import random
+from array import array
+
 import pytest
 from virtmm.tools.replay.rangemap import RangeMap, joined
-from virtmm.tools.replay.relayout import HEAP_ROOM, STACK_ROOM, AddressSpace, AddressSpaceError
+from virtmm.tools.replay.relayout import (
+    HEAP_ROOM,
+    STACK_ROOM,
+    AddressSpace,
+    AddressSpaceError,
+    Piece,
+    Pieces,
+)
+
+from virtmm.accesses import Accesses
 
 R = 4096
 TOP = 1 << 47
@@ -83,7 +95,7 @@ def test_a_page_goes_with_its_last_recorded_page():
     assert space.munmap(BASE + 6 * R, 2 * R) == []
     assert space.munmap(BASE + 2 * R, 3 * R) == [("munmap", (BASE, 16384))]
     assert space.munmap(BASE, 8 * R) == [("munmap", (BASE + 16384, 16384))]
-    assert not space.taken.starts
+    assert not space.taken.ranges
 
 
 def test_a_page_allows_what_any_recorded_page_allows():
@@ -114,15 +126,15 @@ def test_the_heap_shrinks_and_grows():
     assert space.address(start + 0x20FFF) == 0x560FFF
     assert space.brk(start, 0x8000) == [("brk", (0x540000, 0x548000))]
     assert space.address(start + 0x8000) is None
-    assert list(space.taken) == [(0x540000, 0x550000, RW)]
+    assert space.taken.ranges == [(0x540000, 0x550000, RW)]
     space.brk(start, 0x30000)
-    assert list(space.taken)[-1][1] == 0x570000
+    assert space.taken.ranges[-1][1] == 0x570000
 
 
 def test_the_heap_is_usable_to_the_end_of_its_last_page():
     space = AddressSpace(65536, TOP, R)
     space.brk(0x541234, 0x100)  # nothing: still in the page of bss that the start lies in
-    assert not space.taken.starts
+    assert not space.taken.ranges
     space.brk(0x541234, 0x1000)
     assert space.address(0x542FFF) is not None
 
@@ -225,12 +237,42 @@ def test_range_map():
     ranges.set(10, 20, "a")
     ranges.set(15, 30, "b")
     ranges.set(5, 5, "nothing")
-    assert list(ranges) == [(10, 15, "a"), (15, 30, "b")]
+    assert ranges.ranges == [(10, 15, "a"), (15, 30, "b")]
     assert ranges.clear(12, 18) == [(12, 15, "a"), (15, 18, "b")]
     assert ranges.at(12) is None
     assert ranges.above(11) == (18, 30, "b")
     assert ranges.cut(0, 11) == [(10, 11, "a")]
     assert joined([(4, 6, 1), (0, 4, 1), (6, 7, 2), (9, 9, 1)]) == [(0, 6, 1), (6, 7, 2)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_are_what_a_dictionary_of_addresses_says(seed, machine_of, configure):
+    """And the machine finds in them what Python does."""
+    rng, size, pieces, known = random.Random(seed), 60, Pieces(), {}
+    machine = machine_of(configure("arm64-baseline-4k"))
+    for _ in range(60):
+        start, end = sorted(rng.sample(range(size), 2))
+        before = {at: known[at] for at in known if start <= at < end}
+        if rng.random() < 0.6:
+            piece = Piece(rng.randrange(-5, 5) * R, RW)
+            pieces.set(start, end, piece)
+            known |= dict.fromkeys(range(start, end), piece)
+        else:
+            cut = pieces.clear(start, end)
+            assert {at: v for low, high, v in cut for at in range(low, high)} == before
+            known = {at: v for at, v in known.items() if at not in before}
+        if rng.random() < 0.1:
+            pieces = pieces.copy()
+        found = [pieces.at(at) for at in range(size)]
+        assert [f and f[2] for f in found] == [known.get(at) for at in range(size)]
+        assert all(f[0] <= at < f[1] for at, f in enumerate(found) if f)
+        assert pieces.any(start, end) == any(at in known for at in range(start, end))
+        accesses = Accesses(memoryview(array("Q", [n for at in range(size) for n in (at, 1)])), 1)
+        accesses.layouts[0] = pieces.moved.where
+        for at in range(size):
+            assert machine.move_many(accesses, at, at + 1) == at + (at in known)
+        moved = [(at + known[at].shift) % 2**64 if at in known else at for at in range(size)]
+        assert accesses.words.tolist()[0::2] == moved
 
 
 # A smaller space (rule 5)

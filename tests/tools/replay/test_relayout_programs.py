@@ -219,13 +219,13 @@ class Pair:
             assert shifts.setdefault(page.part, new - p * R) == new - p * R
             if page.offset is not None:
                 assert (new - page.offset) % size == 0
-        taken = [(a, b) for a, b, _ in joined((a, b, 0) for a, b, _ in space.taken)]
+        taken = [(a, b) for a, b, _ in joined((a, b, 0) for a, b, _ in space.taken.ranges)]
         assert taken == [
             (a, b) for a, b, _ in joined((n * size, (n + 1) * size, 0) for n in wanted)
         ]
         assert not taken or (taken[0][0] >= size and taken[-1][1] <= self.top)
         if self.machine:
-            assert mapped(self.machine, self.pid) == joined(space.taken)
+            assert mapped(self.machine, self.pid) == joined(space.taken.ranges)
 
     def touch_all(self):
         for p, page in self.model.pages.items():

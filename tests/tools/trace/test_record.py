@@ -208,7 +208,7 @@ def mappings_at_exit(path: Path) -> dict[int, list[tuple[int, int, int]]]:
             assert above is not None
             space.set(addr & ~4095, above[0], above[2])
         elif kind == KIND_EXIT:
-            told[pid] = joined((start, end, value[0]) for start, end, value in space)
+            told[pid] = joined((start, end, value[0]) for start, end, value in space.ranges)
     return told
 
 

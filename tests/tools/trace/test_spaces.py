@@ -27,8 +27,8 @@ def after():
         for r in rows:
             spaces.apply(r)
         space = spaces.live[pid]
-        assert +space.kinds == Counter(kind_of(m) for *_, m in space.mappings)
-        return [(start, end, kind_of(m)) for start, end, m in space.mappings]
+        assert +space.kinds == Counter(kind_of(m) for *_, m in space.mappings.ranges)
+        return [(start, end, kind_of(m)) for start, end, m in space.mappings.ranges]
 
     return after
 
@@ -104,7 +104,7 @@ def test_exec_empties_and_exit_ends():
     spaces = Spaces(PAGE)
     for r in (row("exec"), row("mmap", A, PAGE), row("exec")):
         spaces.apply(r)
-    assert not spaces.live[1].mappings.starts
+    assert not spaces.live[1].mappings.ranges
     spaces.apply(row("exit"))
     assert not spaces.live
 
@@ -116,7 +116,7 @@ def test_a_stack_grows_to_an_access():
     space = spaces.live[1]
     assert space.at(A - STACK_LIMIT - 1) is None
     assert kind_of(space.at(A - 5 * PAGE + 8)) == "stack"
-    assert space.mappings.starts == [A - 5 * PAGE]
+    assert [start for start, *_ in space.mappings.ranges] == [A - 5 * PAGE]
     assert +space.kinds == {"stack": 1}
     assert space.covers(A - 5 * PAGE, A + PAGE)
     assert not space.covers(A - 6 * PAGE, A + PAGE)
