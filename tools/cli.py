@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from virtmm.tools.commands.output import fail
+from virtmm.tools.commands.output import fail, interrupted
 from virtmm.tools.commands.predict import predict_check_command
 from virtmm.tools.commands.replay import compare, replay
 from virtmm.tools.commands.scenario import scenario
@@ -45,7 +45,7 @@ ERRORS = (
 
 
 class OneLine(click.Group):
-    """A group whose commands end with one line and status 2 when something is wrong."""
+    """A group whose commands end with one line when something is wrong (status 2), and at Ctrl-C."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the options before the command."""
@@ -62,9 +62,11 @@ class OneLine(click.Group):
 
 @contextmanager
 def one_line(ctx: click.Context) -> Iterator[None]:
-    """Turn our exceptions, and click's about wrong usage, into the line."""
+    """Turn our exceptions, click's about wrong usage, and Ctrl-C, into the line."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit(interrupted()) from None
     except ERRORS as e:
         raise SystemExit(fail(str(e))) from None
     except click.exceptions.NoArgsIsHelpError:

@@ -6,17 +6,21 @@ import errno
 import io
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from virtmm.tools.commands import traces
+from virtmm.tools.commands.output import write
 from virtmm.tools.report.result import check_result
 from virtmm.tools.trace.format import TraceError, TraceWriter
 
@@ -436,8 +440,47 @@ def test_ctrl_c(tmp_path):
         out, err = process.communicate(timeout=60)
     finally:
         os.close(writer)
-    assert (process.returncode, out) == (1, "")
-    assert err.strip() == "Aborted!"
+    assert (process.returncode, out) == (130, "")
+    assert err == "virtmm: interrupted; no result was written\n"
+
+
+def test_ctrl_c_leaves_no_trace_half_written(tmp_path):
+    """And a terminal shows how far it is, below whose ^C the line begins."""
+    ours, its = pty.openpty()
+    words = ["--param", "pages=65536", "--param", "passes=1000000"]
+    env = os.environ | {"TERM": "xterm"}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, "generate", "strided", *words, "-o", str(tmp_path / "t.parquet")],
+            cwd=topdir(),
+            stderr=its,
+            env=env,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    os.close(its)
+    said = b""
+    while not re.search(rb"strided .*[1-9][0-9]*,[0-9]{3}", said):
+        said += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # how a terminal says that nobody has its other end open
+        while more := os.read(ours, 65536):
+            said += more
+    os.close(ours)
+    assert process.wait(60) == 130
+    assert said.endswith(b"\r\nvirtmm: interrupted; no result was written\r\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_result_half_written(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write("text", tmp_path / "out.txt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fmt", ["text", "json"])

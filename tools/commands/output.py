@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,14 @@ def fail(message: str) -> int:
     for line in message.splitlines():
         click.echo(f"virtmm: {line}", err=True)
     return 2
+
+
+def interrupted() -> int:
+    """Say that Ctrl-C ended it and return the exit status for it, that of a command that SIGINT killed."""
+    if sys.stderr.isatty():
+        click.echo(err=True)  # behind the terminal's ^C
+    click.echo("virtmm: interrupted; no result was written", err=True)
+    return 128 + signal.SIGINT
 
 
 def unwritable(output: Path, reason: str) -> SystemExit:
@@ -82,18 +91,26 @@ def write(text: str, output: Path | None) -> None:
         part.write_text(text + "\n")
         if part != output:
             part.replace(output)
-    except OSError as e:
+    except BaseException as e:
         if part != output:
             with suppress(OSError):
                 part.unlink()
-        raise unwritable(output, e.strerror or str(e)) from None
+        if isinstance(e, OSError):
+            raise unwritable(output, e.strerror or str(e)) from None
+        raise
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
-    """Yield a function (what, units done of it) that moves a bar on a terminal and does nothing elsewhere."""
+def progress_bar(total: int | None) -> Iterator[Callable[[str, int], None]]:
+    """
+    Yield a function (what, units done of it) that moves a bar on a terminal and does nothing elsewhere.
+
+    Args:
+        total: units; None = nobody knows, and the bar says how many are done.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    end = TextColumn("{task.completed:,}") if total is None else TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), end)
     with Progress(
         *columns,
         console=console,

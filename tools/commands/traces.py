@@ -138,5 +138,7 @@ def parameters_help() -> str:
 def generate(kind: str, output: Path, words: tuple[str, ...]) -> None:
     """Make a trace by rule: KIND is a pattern of memory use, the same parameters the same trace."""
     check_output(output, [])
-    events = run_generate(kind, output, parse_parameters(kind, words))
+    given = parse_parameters(kind, words)
+    with progress_bar(None) as show:
+        events = run_generate(kind, output, given, lambda done: show(kind, done))
     click.echo(f"{output}: {events} events", err=True)

@@ -42,6 +42,7 @@ STACK_TOP = 0x3FFFFFF000
 STACK = 132 << 10  # what exec maps of it at first
 EVENT_NS = 1000
 
+_PIDS = 1 << 22  # PID_MAX_LIMIT where pointers have 64 bits
 _PRIVATE_ANON = 0x22
 _STACK_FLAGS = 0x20122  # private, anonymous, MAP_GROWSDOWN, MAP_STACK
 _READ, _WRITE = 1, 2
@@ -307,6 +308,10 @@ def parse_parameters(kind: str, words: Iterable[str]) -> dict[str, int]:
                 f"{name}={value}: not a number above 0; it is {known[name]} by default"
             )
         known[name] = int(value)
+    if known["processes"] > _PIDS:
+        raise TraceError(
+            f"processes={known['processes']}: more than Linux has pids; give at most {_PIDS}"
+        )
     if "percent" in known and known["percent"] > 100:
         raise TraceError(f"percent={known['percent']}: more than all; give at most 100")
     if "used" in known and known["used"] > 100:
@@ -330,12 +335,18 @@ def _started(pid: int, body: Iterator[Batch]) -> Iterator[Batch]:
     yield _rows((KIND_EXIT, pid))
 
 
-def generate(kind: str, output: str | os.PathLike[str], given: Mapping[str, int]) -> int:
+def generate(
+    kind: str,
+    output: str | os.PathLike[str],
+    given: Mapping[str, int],
+    progress: Callable[[int], None] = lambda _: None,
+) -> int:
     """
     Write the trace of a generator.
 
     Args:
         given: its parameters, all of ``parameters``; ``processes`` run at a time, in turns.
+        progress: called after each batch with the events written so far.
 
     Returns:
         The number of events.
@@ -359,28 +370,31 @@ def generate(kind: str, output: str | os.PathLike[str], given: Mapping[str, int]
         held: list[Batch] = []
         rows = 0
         for batch in _in_turns(
-            [_started(pid, GENERATORS[kind](pid, **own)) for pid in range(1, count + 1)]
+            _started(pid, GENERATORS[kind](pid, **own)) for pid in range(1, count + 1)
         ):
             held.append(batch)
             rows += len(batch["kind"])
             if rows >= BATCH_ROWS:
                 _write(writer, held)
                 held, rows = [], 0
+                progress(writer.num_events)
         _write(writer, held)
         writer.metadata["duration_ns"] = writer.num_events * EVENT_NS
     return writer.num_events
 
 
-def _in_turns(running: list[Iterator[Batch]]) -> Iterator[Batch]:
+def _in_turns(processes: Iterable[Iterator[Batch]]) -> Iterator[Batch]:
     """Yield a batch of each process in turn until all have ended."""
-    while running:
-        going = []
-        for process in running:
+    going: list[Iterator[Batch]] = []
+    while True:
+        for process in processes:
             batch = next(process, None)
             if batch is not None:
                 going.append(process)
                 yield batch
-        running = going
+        if not going:
+            return
+        processes, going = going, []
 
 
 def _write(writer: TraceWriter, batches: list[Batch]) -> None:

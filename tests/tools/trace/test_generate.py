@@ -148,6 +148,14 @@ def test_many_mappings_and_processes(tmp_path):
     assert order != sorted(order)  # they take turns
 
 
+def test_it_tells_how_far_it_is(tmp_path):
+    seen, words = [], ["pages=65536", "passes=2", "processes=2"]
+    events = generate("strided", tmp_path / "t", parse_parameters("strided", words), seen.append)
+    assert len(seen) >= 4 and seen == sorted(seen)
+    assert seen[0] < 2 * BATCH_ROWS
+    assert events - BATCH_ROWS < seen[-1] <= events
+
+
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_batches_stay_small_however_long_the_trace(kind):
     huge = {
@@ -170,6 +178,7 @@ def test_batches_stay_small_however_long_the_trace(kind):
         ("pages=1k", "pages=1k: not a number"),
         ("pages=-1", "pages=-1: not a number"),
         ("mappings=99999", "mappings=99999: more than pages=16384"),
+        ("processes=4194305", "processes=4194305: more than Linux has pids; give at most 4194304"),
     ],
 )
 def test_wrong_parameters(word, says):
