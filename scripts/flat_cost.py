@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""
+Measure whether an event costs the same however many there are (``python -m scripts.flat_cost``).
+
+Four sweeps, each on one core and in processor time, the best of some runs:
+
+``events``
+    Replays of ever longer traces that do the same over and over, reading included.
+``processes``
+    Replays of one number of events by ever more processes, which take turns.
+``local``, ``random``
+    First writes of the same pages, cut into ever more VMAs; in order of address, and in any. One page of
+    each VMA is written before, untimed, so that what is done once for a VMA does not count.
+``mmap``
+    mmap() and munmap() of a page beside ever more VMAs, at random places. No limit is set for it.
+
+A ratio is the cost against that of the sweep's first line; ``--json`` prints the figures unrounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from virtmm.tools.replay.replay import Replay
+from virtmm.tools.trace.format import TraceReader
+from virtmm.tools.trace.generate import generate, parse_parameters
+
+from virtmm.accesses import Accesses
+from virtmm.kconfig import resolve
+from virtmm.machine import Machine
+
+ARCH = "arm64"
+MEMORY = "MEMORY_MB=16384"
+BASE = 1 << 36
+#: Pages that the processes of the first two sweeps write again and again, 2^11 events a pass.
+PAGES = 2048
+#: Passes that the processes of the second share.
+PASSES = 2000
+#: Most that the dearest line of a sweep may cost against the cheapest; issue 6, acceptance 5.
+LIMITS = {"events": 1.3, "processes": 1.3, "local": 1.3, "random": 2.0}
+
+EVENTS = (10**5, 10**6, 10**7, 10**8)
+PROCESSES = (1, 10, 100, 1000)
+VMAS = (10, 100, 1000, 10_000, 50_000)
+
+
+class Cost(NamedTuple):
+    """One line: a sweep, its number of events, processes or VMAs, and what an event cost there."""
+
+    sweep: str
+    number: int
+    events: int
+    nanoseconds: float
+
+
+def best(runs: int, measure: Callable[[], tuple[int, float]]) -> tuple[int, float]:
+    """Return the events of a run, and the nanoseconds of an event in the quickest of some runs."""
+    found = [measure() for _ in range(runs)]
+    return found[0][0], min(seconds / events for events, seconds in found) * 1e9
+
+
+def booted(kernel: str) -> Machine:
+    """Return a machine with room for all of it."""
+    return Machine(resolve(ARCH, kernel, sets=[MEMORY]))
+
+
+def replayed(trace: Path, kernel: str) -> tuple[int, float]:
+    """Return how many events a trace has, and the seconds that its replay took."""
+    with booted(kernel) as machine:
+        start = time.process_time()
+        with TraceReader(trace) as reader:
+            run = Replay(machine, reader)
+            run.run()
+        spent = time.process_time() - start
+    if run.segv or run.refused:
+        raise SystemExit(f"{trace.name}: {run.segv} accesses, {run.refused} calls refused")
+    return reader.num_events, spent
+
+
+def strided(kernel: str, runs: int, processes: int, passes: int) -> tuple[int, float]:
+    """Return events and cost of processes that write PAGES pages in passes, and give them back between."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "strided.parquet"
+        words = [f"pages={PAGES}", f"passes={passes}", f"processes={processes}"]
+        generate("strided", trace, parse_parameters("strided", words))
+        return best(runs, lambda: replayed(trace, kernel))
+
+
+def events_sweep(kernel: str, runs: int, most: int) -> Iterator[Cost]:
+    """Yield the cost of an event in traces of up to ``most`` events."""
+    for number in EVENTS:
+        if number <= most:
+            repeat = 1 if number > 10**7 else runs
+            yield Cost("events", number, *strided(kernel, repeat, 1, -(-number // PAGES)))
+
+
+def processes_sweep(kernel: str, runs: int, most: int) -> Iterator[Cost]:
+    """Yield the cost of an event of up to ``most`` processes, which share PASSES."""
+    for number in PROCESSES:
+        if number <= most:
+            yield Cost("processes", number, *strided(kernel, runs, number, PASSES // number))
+
+
+def written(machine: Machine, pages: npt.NDArray[np.uint64]) -> float:
+    """Let process 1 write pages, given by address; return the seconds it took."""
+    words = np.ones((len(pages), 2), np.uint64)
+    words[:, 0] = pages
+    accesses = Accesses(words.reshape(-1).data, 1)
+    accesses.tasks[0] = machine.task_record(1)
+    start = time.process_time()
+    done, error = machine.touch_many(accesses, 0, len(pages))
+    spent = time.process_time() - start
+    if error:
+        raise SystemExit(f"access {done} of {len(pages)}: VM_FAULT {error:#x}")
+    return spent
+
+
+def cut(machine: Machine, vmas: int, pages: int) -> tuple[npt.NDArray[np.uint64], int]:
+    """
+    Map about so many pages as so many VMAs, three pages apart, and write the first page of each.
+
+    Returns:
+        The addresses of the VMAs, and pages in each.
+    """
+    page, each = machine.page_size, max(pages // vmas, 2)
+    machine.spawn(1)
+    starts = BASE + np.arange(vmas, dtype=np.uint64) * np.uint64((each + 3) * page)
+    for start in starts.tolist():
+        if error := machine.mmap(1, start, each * page):
+            raise SystemExit(f"mmap of VMA {start:#x}: error {error}")
+    written(machine, starts)
+    return starts, each
+
+
+def first_writes(kernel: str, vmas: int, pages: int, *, anyhow: bool) -> tuple[int, float]:
+    """Write all pages but the first of so many VMAs, in order or anyhow; return events and seconds."""
+    with booted(kernel) as machine:
+        starts, each = cut(machine, vmas, pages)
+        inside = np.arange(1, each, dtype=np.uint64) * np.uint64(machine.page_size)
+        others = (starts[:, None] + inside).reshape(-1)
+        if anyhow:
+            others = np.random.default_rng(1).permutation(others)
+        return len(others), written(machine, others)
+
+
+def mappings(kernel: str, vmas: int, pages: int) -> tuple[int, float]:
+    """Map a page between VMAs and unmap it, at 1,000 places; return events and seconds."""
+    with booted(kernel) as machine:
+        starts, each = cut(machine, vmas, pages)
+        page = machine.page_size
+        places = (np.random.default_rng(1).choice(starts, 1000) + (each + 1) * page).tolist()
+        start = time.process_time()
+        for place in places:
+            machine.mmap(1, place, page)
+            machine.munmap(1, place, page)
+        return 2 * len(places), time.process_time() - start
+
+
+def vmas_sweeps(kernel: str, runs: int, most: int, pages: int) -> Iterator[Cost]:
+    """Yield the costs of a first write, in order and not, and of mapping a page, for up to ``most`` VMAs."""
+    sweeps: dict[str, Callable[[int], tuple[int, float]]] = {
+        "local": lambda n: first_writes(kernel, n, pages, anyhow=False),
+        "random": lambda n: first_writes(kernel, n, pages, anyhow=True),
+        "mmap": lambda n: mappings(kernel, n, pages),
+    }
+    for sweep, measure in sweeps.items():
+        for number in VMAS:
+            if number <= most:
+                yield Cost(sweep, number, *best(runs, partial(measure, number)))
+
+
+def by_sweep(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
+    """Return the lines of each sweep, in order."""
+    return {
+        sweep: [cost for cost in costs if cost.sweep == sweep]
+        for sweep in dict.fromkeys(cost.sweep for cost in costs)
+    }
+
+
+def spread(costs: Sequence[Cost]) -> float:
+    """Return the dearest line's cost against the cheapest's."""
+    each = [cost.nanoseconds for cost in costs]
+    return max(each) / min(each)
+
+
+def render(costs: Sequence[Cost]) -> str:
+    """Return the table: costs with their ratios, and below each sweep its spread and the limit of that."""
+    lines = [f"{'Sweep':<11}{'Number':>12}{'Events':>14}{'ns/event':>11}{'Ratio':>8}"]
+    for sweep, of in by_sweep(costs).items():
+        lines += [
+            f"{sweep:<11}{cost.number:>12,}{cost.events:>14,}{cost.nanoseconds:>11.1f}"
+            f"{cost.nanoseconds / of[0].nanoseconds:>8.2f}"
+            for cost in of
+        ]
+        limit = f", at most {LIMITS[sweep]}" if sweep in LIMITS else ""
+        lines.append(f"{'':<11}dearest to cheapest {spread(of):.2f}{limit}")
+    return "\n".join(lines)
+
+
+def as_json(costs: Sequence[Cost]) -> str:
+    """Return the same as JSON: by sweep its lines, spread and limit, null where there is none."""
+    found = {
+        sweep: {
+            "costs": [
+                cost._asdict() | {"ratio": cost.nanoseconds / of[0].nanoseconds} for cost in of
+            ],
+            "spread": spread(of),
+            "limit": LIMITS.get(sweep),
+        }
+        for sweep, of in by_sweep(costs).items()
+    }
+    return json.dumps(found, indent=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit status."""
+    parser = argparse.ArgumentParser(description="Measure whether the cost of an event is flat.")
+    parser.add_argument("--kernel", default="baseline_4k", help="of arm64 (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="of each line; the best counts")
+    parser.add_argument("--events", type=int, default=EVENTS[-1], help="most in a trace")
+    parser.add_argument("--processes", type=int, default=PROCESSES[-1], help="most at a time")
+    parser.add_argument("--vmas", type=int, default=VMAS[-1], help="most in a process")
+    parser.add_argument("--pages", type=int, default=1 << 19, help="cut into VMAs")
+    parser.add_argument("--json", action="store_true", help="print figures, not a table")
+    given = parser.parse_args(arguments)
+    costs = [
+        *events_sweep(given.kernel, given.runs, given.events),
+        *processes_sweep(given.kernel, given.runs, given.processes),
+        *vmas_sweeps(given.kernel, given.runs, given.vmas, given.pages),
+    ]
+    print(as_json(costs) if given.json else render(costs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The measurement of flat cost: what it counts. What it finds is the machine's business."""
+
+import json
+
+import pytest
+from virtmm.scripts import flat_cost
+from virtmm.scripts.flat_cost import Cost
+
+
+def test_every_sweep_is_measured(monkeypatch, capsys):
+    """Each line with as many events as it says; all faults, none in Python but what it cannot do alone."""
+    monkeypatch.setattr(flat_cost, "EVENTS", (10**4, 2 * 10**4, 10**9))
+    monkeypatch.setattr(flat_cost, "PASSES", 20)
+    most = ["--events", "20000", "--processes", "10", "--vmas", "100", "--pages", "2000"]
+    assert flat_cost.main(["--json", "--runs", "1", *most]) == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = {name: [c["number"] for c in sweep["costs"]] for name, sweep in found.items()}
+    assert counts == {
+        "events": [10**4, 2 * 10**4],
+        "processes": [1, 10],
+        "local": [10, 100],
+        "random": [10, 100],
+        "mmap": [10, 100],
+    }
+    events = [c["events"] for sweep in found.values() for c in sweep["costs"]]
+    passes = [5, 10, 20, 2]
+    own = [1, 1, 1, 10]
+    assert events[:4] == [n * (p * 2049 + 4) for n, p in zip(own, passes, strict=True)]
+    assert events[4:] == [10 * 199, 100 * 19] * 2 + [2000, 2000]
+    assert all(c["nanoseconds"] > 0 for sweep in found.values() for c in sweep["costs"])
+    assert found["random"]["limit"] == 2 and found["mmap"]["limit"] is None
+
+
+def test_the_table_has_ratios_to_the_first_and_between_the_ends():
+    costs = [
+        Cost("random", 10, 1000, 50.0),
+        Cost("random", 50_000, 900, 40.0),
+        Cost("mmap", 10, 5, 1),
+    ]
+    assert flat_cost.render(costs).splitlines()[1:] == [
+        "random               10         1,000       50.0    1.00",
+        "random           50,000           900       40.0    0.80",
+        "           dearest to cheapest 1.25, at most 2.0",
+        "mmap                 10             5        1.0    1.00",
+        "           dearest to cheapest 1.00",
+    ]
+
+
+def test_what_does_not_fit_is_one_line():
+    with pytest.raises(SystemExit, match=r"^mmap of VMA 0x1000000000: error -12$"):
+        flat_cost.mappings("baseline_4k", 2, 1 << 38)
