@@ -32,10 +32,10 @@ class Faults:
         pids, slots = np.unique(columns["pid"][rows], return_inverse=True)
         self.pids: list[int] = pids.tolist()
         self._slots = {pid: slot for slot, pid in enumerate(self.pids)}
-        self._first, self._rows = first, rows
-        self._addresses, self._flags = columns["addr"], columns["flags"]
+        self._first, self._rows = first, rows.data  # one by one, views are quicker than arrays
+        self._addresses, self._flags = columns["addr"].data, columns["flags"].data
         words = np.empty((len(rows), 2), np.uint64)
-        words[:, 0] = self._addresses[rows]
+        words[:, 0] = columns["addr"][rows]
         words[:, 1] = slots << 1 | (columns["prot"][rows] & _PROT_WRITE != 0)
         self.accesses = Accesses(words.reshape(-1).data, len(self.pids))
 
@@ -45,12 +45,12 @@ class Faults:
     def __getitem__(self, i: int) -> tuple[int, int, bool, bool]:
         """Return pid, recorded address, whether it wrote, and whether the kernel met it."""
         row, word = self._rows[i], self.accesses.words[2 * i + 1]
-        kernel = bool(self._flags[row] & FAULT_KERNEL)
-        return self.pids[word >> 1], int(self._addresses[row]), bool(word & 1), kernel
+        kernel = self._flags[row] & FAULT_KERNEL != 0
+        return self.pids[word >> 1], self._addresses[row], word & 1 != 0, kernel
 
     def row(self, i: int) -> int:
         """Return the row of the trace that a fault is."""
-        return self._first + int(self._rows[i])
+        return self._first + self._rows[i]
 
     def attend(self, pid: int, task: int, layout: int) -> None:
         """
