@@ -139,10 +139,10 @@ class AddressSpace:
     # Pages
 
     def _down(self, address: int) -> int:
-        return address // self.page * self.page
+        return address & -self.page
 
     def _up(self, address: int) -> int:
-        return -(-address // self.page) * self.page
+        return address + self.page - 1 & -self.page
 
     def _pages(self, span: tuple[int, int, Piece]) -> tuple[int, int]:
         """Return the new pages, from ... to, that a piece lies in."""
@@ -152,7 +152,7 @@ class AddressSpace:
     def _mapped(self, start: int, end: int, shift: int) -> list[Piece]:
         """Return the pieces of one shift in a recorded range."""
         found = self.pieces.overlapping(start, end) if start < end else []
-        return [piece for *_, piece in found if piece.shift == shift]
+        return [piece for _, _, piece in found if piece.shift == shift]
 
     def _given(self, page: int) -> int:
         """Return the protection that the machine gave a new page."""
@@ -163,10 +163,11 @@ class AddressSpace:
         """Return the new pages of spans, which have left ``pieces``, that nothing else is in."""
         ranges = []
         for start, end, piece in spans:
-            low, high = self._pages((start, end, piece))
-            if self._mapped(low - piece.shift, start, piece.shift):
+            shift = piece.shift
+            low, high = self._down(start + shift), self._up(end + shift)
+            if low != start + shift and self._mapped(low - shift, start, shift):
                 low += self.page
-            if self._mapped(end, high - piece.shift, piece.shift):
+            if high != end + shift and self._mapped(end, high - shift, shift):
                 high -= self.page
             ranges.append((low, high, 0))
         return [(low, high) for low, high, _ in joined(ranges)]
@@ -186,8 +187,12 @@ class AddressSpace:
 
     def free(self, start: int, end: int) -> bool:
         """Return whether new addresses exist and may be given to a mapping."""
-        taken = self.taken.any(start, end) or self.reserved.any(start, end)
-        return start >= self.page and end <= self.top and not taken
+        return (
+            start >= self.page
+            and end <= self.top
+            and not self.taken.any(start, end)
+            and not self.reserved.any(start, end)
+        )
 
     def _place(self, wants: list[int], length: int) -> int:
         """Return the start of ``length`` free bytes: the first of ``wants`` that is free, or near it."""
