@@ -29,7 +29,7 @@ MAKEFLAGS += -rR
 .SUFFIXES:
 
 .PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
-	listnewconfig core run test san bench predict-check check clean mrproper
+	listnewconfig core run test san bench bench-real predict-check check clean mrproper
 
 help:
 	@echo 'Run:'
@@ -52,6 +52,7 @@ help:
 	@echo '  test            - set up with test tools, and run the tests'
 	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
 	@echo '  bench           - run the benchmarks; SAVE=name keeps the run, COMPARE=name sets it beside one'
+	@echo '  bench-real      - the same operations on the running kernel and on a virtual one, in turns'
 	@echo '  predict-check   - predict programs, run them on this kernel, compare (root, changes THP)'
 	@echo '  check           - lint, format, types, import rule, spelling'
 	@echo '  setup           - only make or update the virtual environment'
@@ -95,6 +96,9 @@ bench: setup-test
 		--benchmark-columns=min,median,iqr,ops,rounds \
 		$(if $(SAVE),--benchmark-save='$(SAVE)') \
 		$(if $(COMPARE),--benchmark-compare='*_$(COMPARE)')
+
+bench-real: setup
+	$(Q)$(PY) -m scripts.bench_real $(if $(JSON),--json '$(JSON)')
 
 predict-check: setup
 	$(Q)$(PY) -m scripts.predict_check

@@ -142,14 +142,23 @@ def folios() -> dict[int, int]:
 
 def launcher() -> Path:
     """Return the compiled launch.c, kept in the cache."""
-    source = Path(__file__).with_name("launch.c")
+    return compiled(Path(__file__).with_name("launch.c"))
+
+
+def compiled(source: Path) -> Path:
+    """Return a C program of one file compiled, kept in the cache; RealError when it cannot be."""
     text = source.read_bytes()
-    target = cache_folder() / f"launch-{hashlib.sha256(text).hexdigest()[:16]}"
+    target = cache_folder() / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}")
         command = [compiler_name(), "-O2", "-Wall", "-Wextra", "-o", str(part), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise RealError(
+                f"no C compiler {command[0]!r}; install gcc and libc6-dev, or set CC"
+            ) from None
         if done.returncode:
             said = (done.stderr.strip() or "no output").splitlines()[0]
             raise RealError(f"{source}: does not compile: {said}; install gcc and libc6-dev")
