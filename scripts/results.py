@@ -10,16 +10,15 @@ so read them again when a figure changed. With ``--check`` it only says whether 
 from __future__ import annotations
 
 import itertools
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from virtmm.tools.replay.replay import replay
 from virtmm.tools.report.result import TLB_KINDS, TLB_WAYS, Result, check_result
 from virtmm.tools.trace.format import TraceReader
 
-from scripts.document import TOP, write_or_check
+from scripts.document import TOP, replace_section, section, table, write_or_check
 from virtmm.kconfig import defconfigs, resolve
 from virtmm.machine import Machine
 
@@ -90,7 +89,7 @@ def kernels_of(sample: str, measured: Measure) -> str:
             )
         )
     header = ("kernel", "minor faults", "±", "instructions ±", "published kernel time ±")
-    return _table((*header, "peak memory ±", "published ±"), rows)
+    return table((*header, "peak memory ±", "published ±"), rows)
 
 
 def order(measured: Measure) -> str:
@@ -142,7 +141,7 @@ def claims(measured: Measure) -> str:
         added.append(peak)
     both = {kernel: sum(peak[kernel] for peak in added) for kernel in _BY_MEMORY}
     rows.append(_memory_claim("both", both))
-    return _table(("sample", "claim", "figures", "holds"), rows)
+    return table(("sample", "claim", "figures", "holds"), rows)
 
 
 _BY_MEMORY = ("baseline_64k", "baseline_16k", "anonfolio")
@@ -176,7 +175,7 @@ def policies(measured: Measure) -> str:
             cells += [f"{faults:,}", f"{faults / v1:.2f}"]
         rows.append(cells)
     header = [text for sample in SAMPLES for text in (f"{sample} minor faults", "of v1's")]
-    return _table(("policy", *header), rows)
+    return table(("policy", *header), rows)
 
 
 def tlb(measured: Measure) -> str:
@@ -190,7 +189,7 @@ def tlb(measured: Measure) -> str:
                 cells += [_digits(r.tlb_per_mib(kind, way)) for way in TLB_WAYS]
             rows.append((*cells, _text_share(r)))
     header = [f"{kind} {way}" for kind in TLB_KINDS for way in TLB_WAYS]
-    return _table(("sample", "kernel", *header, "text contiguous"), rows)
+    return table(("sample", "kernel", *header, "text contiguous"), rows)
 
 
 def _text_share(r: Result) -> str:
@@ -216,7 +215,7 @@ def contpte(_measured: Measure) -> str:
             ratio = f"{entries / whole:.2f}" if whole else "-"
             rows.append((what, step, *(f"{work[name]:,}" for name in CONTPTE_WORK), ratio))
     header = ("entries read", "written", "TLB invalidations", "blocks unfolded", "folded")
-    return _table(("call", "kernel", *header, "entries, of contpte-fold's"), rows)
+    return table(("call", "kernel", *header, "entries, of contpte-fold's"), rows)
 
 
 def contpte_work(step: str) -> dict[str, dict[str, int]]:
@@ -263,11 +262,6 @@ def _digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] * len(header)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
-
-
 SECTIONS: dict[str, Callable[[Measure], str]] = {
     "gcc": lambda measured: kernels_of("gcc", measured),
     "python": lambda measured: kernels_of("python", measured),
@@ -279,23 +273,12 @@ SECTIONS: dict[str, Callable[[Measure], str]] = {
 }
 
 
-def section(document: str, name: str) -> str:
-    """Return what stands between the marks of a section."""
-    found = re.search(rf"<!-- {name} -->\n\n(.*?)\n<!-- end -->", document, re.S)
-    if not found:
-        raise SystemExit(f"{OUTPUT.name}: no marks <!-- {name} --> … <!-- end -->; put them back")
-    return found[1]
-
-
 def render(document: str, names: Iterable[str] = tuple(SECTIONS)) -> str:
     """Return the document with the named sections made anew."""
     measured = once()
     for name in names:
-        old = section(document, name)
-        new = SECTIONS[name](measured)
-        document = document.replace(
-            f"<!-- {name} -->\n\n{old}\n<!-- end -->", f"<!-- {name} -->\n\n{new}\n<!-- end -->"
-        )
+        section(document, name, OUTPUT)  # before anything is replayed
+        document = replace_section(document, name, SECTIONS[name](measured), OUTPUT)
     return document
 
 
