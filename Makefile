@@ -20,6 +20,8 @@ PY      := $(VENV)/bin/python
 SETUP   := $(PYTHON) scripts/setup_venv.py --venv $(VENV) $(VERBOSE)
 KCONFIG := $(PY) -m scripts.kconfig --arch $(ARCH) --out $(O)
 DOTCONF := $(O)/.config
+# A run of the benchmarks that is in the repository.
+BASELINE = tests/benchmarks/$(COMPARE).json
 SAMPLES := $(sort $(wildcard samples/*.parquet))
 
 # Goals follow one another, as in "make defconfig 64k.config core".
@@ -29,7 +31,7 @@ MAKEFLAGS += -rR
 .SUFFIXES:
 
 .PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
-	listnewconfig core run test san bench bench-real predict-check check clean mrproper
+	listnewconfig core run test san bench bench-once bench-real predict-check check clean mrproper
 
 help:
 	@echo 'Run:'
@@ -52,6 +54,7 @@ help:
 	@echo '  test            - set up with test tools, and run the tests'
 	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
 	@echo '  bench           - run the benchmarks; SAVE=name keeps the run, COMPARE=name sets it beside one'
+	@echo '  bench-once      - run each benchmark once, untimed, for its assertions (CI)'
 	@echo '  bench-real      - the same operations on the running kernel and on a virtual one, in turns'
 	@echo '  predict-check   - predict programs, run them on this kernel, compare (root, changes THP)'
 	@echo '  check           - lint, format, types, import rule, spelling'
@@ -95,7 +98,10 @@ bench: setup-test
 	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only \
 		--benchmark-columns=min,median,iqr,ops,rounds \
 		$(if $(SAVE),--benchmark-save='$(SAVE)') \
-		$(if $(COMPARE),--benchmark-compare='*_$(COMPARE)')
+		$(if $(COMPARE),--benchmark-compare='$(or $(wildcard $(BASELINE)),*_$(COMPARE))')
+
+bench-once: setup-test
+	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-disable
 
 bench-real: setup
 	$(Q)$(PY) -m scripts.bench_real $(if $(JSON),--json '$(JSON)')

@@ -175,6 +175,17 @@ def nearest(release: str, kernels: Sequence[str]) -> str:
     return older[-1] if older else mainline[0]
 
 
+def choose(kernel: str | None = None) -> tuple[str, str]:
+    """Return the architecture of this machine and a kernel of it, the nearest unless one is named."""
+    arch = host_arch()
+    return arch, kernel or nearest(platform.release(), defconfigs(arch))
+
+
+def configure(arch: str, kernel: str, mib: int, sets: Sequence[str] = ()) -> ResolvedConfig:
+    """Return the configuration of a virtual kernel whose operations work on some MiB."""
+    return resolve(arch, kernel, sets=[f"MEMORY_MB={max(1024, 8 * mib)}", *sets])
+
+
 def operations_of(kib: int, page_kib: int) -> list[str]:
     """Return the operations that are worth timing with folios of a size."""
     base = kib == page_kib
@@ -333,10 +344,8 @@ def main(argv: list[str] | None = None) -> int:
             raise RealError(f"--mib {args.mib}: name an even number, since a huge page has 2 MiB")
         if args.sizes:
             real.require([dict.fromkeys(args.sizes, "madvise")])
-        arch = host_arch()
-        kernel = args.kernel or nearest(platform.release(), defconfigs(arch))
-        memory = f"MEMORY_MB={max(1024, 8 * args.mib)}"
-        config = resolve(arch, kernel, sets=[memory, *args.set])
+        arch, kernel = choose(args.kernel)
+        config = configure(arch, kernel, args.mib, args.set)
         pin()
         rows, missing = compare(config, args.mib, args.repeat, args.sizes)
         if args.json:

@@ -14,6 +14,8 @@ from virtmm.kconfig import resolve
 # section -> row -> column -> text, in the order in which the tests ran
 Summary = dict[str, dict[str, dict[str, str]]]
 SUMMARY = pytest.StashKey[Summary]()
+#: What counts as a change, in times.
+LEAST_CHANGE = 1.1
 
 
 def pytest_configure(config):
@@ -31,6 +33,57 @@ def note(request):
     return add
 
 
+@pytest.fixture(scope="session")
+def rates():
+    """(section, row) -> language -> rate, of the tests that ran so far."""
+    return {}
+
+
+@pytest.fixture
+def note_rate(benchmark, note, rates):
+    """
+    A function that notes what the benchmark that ran did in a second, C and Python in one row.
+
+    It takes the units of one round by name, ``pages=512``; the first goes into the summary, with the
+    ratio of both languages, and all into the benchmark's extra_info. Returns the rates by unit; none
+    when nothing was timed.
+    """
+
+    def add(section, row, language, **units):
+        if benchmark.stats is None:
+            return {}
+        seconds = benchmark.stats.stats.median
+        found = {unit: number / seconds for unit, number in units.items()}
+        for unit, rate in found.items():
+            benchmark.extra_info[f"{unit}_per_second"] = rate
+        benchmark.extra_info |= {"section": section, "row": row, "language": language}
+        both = rates.setdefault((section, row), {})
+        both[language] = next(iter(found.values()))
+        note(section, row, **{language: f"{both[language]:,.0f}"})
+        if {"C", "Python"} <= set(both):
+            note(section, row, **{"C : Python": f"{both['C'] / both['Python']:.3g}"})
+        return found
+
+    return add
+
+
+def pytest_benchmark_update_json(config, output_json):
+    """Put the summary into what --benchmark-json and --benchmark-save write (scripts/benchmarks.py)."""
+    output_json["summary"] = config.stash[SUMMARY]
+
+
+def changes(config):
+    """Yield (benchmark, times as fast as in the saved run) of those that changed by a tenth or more."""
+    session = config._benchmarksession
+    for saved in getattr(session, "compared_mapping", {}).values():
+        for benchmark in session.benchmarks:
+            before = saved.get(benchmark.fullname)
+            if benchmark and before:
+                times = before["stats"]["median"] / benchmark["median"]
+                if not 1 / LEAST_CHANGE < times < LEAST_CHANGE:
+                    yield benchmark.fullname.rpartition("/")[2], times
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     for section, rows in config.stash[SUMMARY].items():
@@ -42,6 +95,10 @@ def pytest_terminal_summary(terminalreporter, config):
         for first, *rest in table:
             cells = (text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))
             terminalreporter.write_line("  ".join([first.ljust(widths[0]), *cells]))
+    if config.getoption("benchmark_compare"):
+        terminalreporter.section("times as fast as the saved run, a tenth or more", sep="-")
+        for name, times in changes(config):
+            terminalreporter.write_line(f"{times:6.2f}  {name}")
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,11 @@ def summarize(benchmark, note, medians):
         language = "Python" if isinstance(ops, PyRanges) else "C"
         medians[name, language, nr] = benchmark.extra_info["ns_per_call"] = ns
         note(SECTION, f"{name} {nr}", **{language: f"{ns:,.0f}"})
+        if nr:
+            benchmark.extra_info["ptes_per_second"] = nr / ns * 1e9
+        other = medians.get((name, "C", nr))
+        if language == "Python" and other:
+            note(SECTION, f"{name} {nr}", **{"C : Python": f"{ns / other:.3g}"})
         one = medians.get((name, language, 1))
         if nr == NUMBERS[-1] and one:
             further = benchmark.extra_info["ns_per_entry"] = (ns - one) / (nr - 1)

@@ -13,6 +13,7 @@
 typedef void clear_fn(void *vk, uint64_t pfn, uint64_t nr, uint64_t fault);
 typedef uint64_t range_fn(void *vk, uint64_t pte, uint64_t a, uint64_t nr);
 typedef void copy_fn(void *vk, uint64_t to, uint64_t from, uint64_t nr);
+typedef uint64_t alloc_fn(void *vk, unsigned order, uint32_t flags, int user);
 
 /* Through volatile pointers, so that the compiler can neither expand nor drop a call. */
 static void *(*volatile libc_memset)(void *, int, size_t) = memset;
@@ -35,6 +36,18 @@ static double range_core(uintptr_t f, void *vk, uint64_t pte, uint64_t a, uint64
 
 	for (uint64_t i = 0; i < calls; i++)
 		range(vk, pte, a, nr);
+	return (now() - start) / (double)calls;
+}
+
+/* Fill an array with folios. */
+static double alloc_core(uintptr_t f, void *vk, unsigned order, uint32_t flags, int user,
+			 uint64_t *folio, uint64_t calls)
+{
+	alloc_fn *volatile alloc = (alloc_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		folio[i] = alloc(vk, order, flags, user);
 	return (now() - start) / (double)calls;
 }
 
