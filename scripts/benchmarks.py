@@ -25,7 +25,8 @@ from scripts.document import TOP, replace_section, section, table
 
 OUTPUT = TOP / "Documentation" / "benchmarks.md"
 BASELINE = TOP / "tests" / "benchmarks" / "baseline.json"
-REAL = {"mib": 64, "repeat": 15}
+#: Of make bench-real.
+MIB, REPEAT = 64, 15
 
 
 def run() -> dict[str, Any]:
@@ -81,8 +82,8 @@ def summary(found: Mapping[str, Any]) -> str:
 def real() -> str:
     """Return the table of make bench-real, measured on this machine."""
     arch, kernel = bench_real.choose()
-    config = bench_real.configure(arch, kernel, REAL["mib"])
-    rows, missing = bench_real.compare(config, **REAL)
+    config = bench_real.configure(arch, kernel, MIB)
+    rows, missing = bench_real.compare(config, MIB, REPEAT)
     lines = [f"Linux {platform.release()} and {arch} {kernel}.\n"]
     lines.append(table(bench_real.HEADER, map(bench_real.cells, rows)))
     lines += [f"{kib}K on the real kernel: {why}.  " for kib, why in missing.items()]

@@ -285,3 +285,20 @@ def test_bench_saves_and_compares(make):
     assert "--benchmark-save" not in plain and "--benchmark-compare" not in plain
     assert "--benchmark-save='new'" in both
     assert "--benchmark-compare='*_old'" in both
+
+
+def test_bench_compares_with_the_stored_run(make):
+    assert (topdir() / "tests" / "benchmarks" / "baseline.json").is_file()
+    text = make("-n", "bench", "COMPARE=baseline")[1]
+    assert "--benchmark-compare='tests/benchmarks/baseline.json'" in text
+
+
+def test_ci_runs_each_benchmark_once(make):
+    assert "tests/benchmarks --benchmark-disable" in make("-n", "bench-once")[1]
+    assert "bench-once" in (topdir() / ".ci" / "run").read_text()
+
+
+def test_bench_real_keeps_its_figures(make):
+    plain, kept = (make("-n", "bench-real", *v)[1] for v in ((), ("JSON=a.json",)))
+    assert "scripts.bench_real" in plain and "--json" not in plain
+    assert "--json 'a.json'" in kept
