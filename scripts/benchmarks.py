@@ -9,16 +9,17 @@ COMPARE=baseline`` sets a run beside tests/benchmarks/baseline.json, which this 
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from virtmm.tools.predict.real import RealError
+from virtmm.tools.predict.real import RealError, require
 
 from scripts import bench_real
 from scripts.document import TOP, replace_section, section, table
@@ -79,14 +80,17 @@ def summary(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def real() -> str:
-    """Return the table of make bench-real, measured on this machine."""
+def real(force: Sequence[int] = ()) -> str:
+    """Return the table of make bench-real, measured on this machine; ``force`` as in compare()."""
     arch, kernel = bench_real.choose()
     config = bench_real.configure(arch, kernel, MIB)
-    rows, missing = bench_real.compare(config, MIB, REPEAT)
-    lines = [f"Linux {platform.release()} and {arch} {kernel}.\n"]
+    rows, missing = bench_real.compare(config, MIB, REPEAT, force)
+    release = ".".join(platform.release().split(".")[:2])
+    lines = [f"Linux {release} and {arch} {kernel}, medians of {REPEAT}.\n"]
     lines.append(table(bench_real.HEADER, map(bench_real.cells, rows)))
     lines += [f"{kib}K on the real kernel: {why}.  " for kib, why in missing.items()]
+    page_kib = 1 << int(config["PAGE_SHIFT"]) >> 10
+    lines += [f"- {line}" for line in bench_real.verdicts(rows, page_kib)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -98,15 +102,20 @@ def machine(found: Mapping[str, Any]) -> str:
     )
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run, write, return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--sizes", type=bench_real.sizes, default=[], help="as bench_real's")
+    args = parser.parse_args(argv)
     document = OUTPUT.read_text(encoding="utf-8")
     for name in ("machine", "summary", "real"):
         section(document, name, OUTPUT)  # before minutes go by
-    found = run()
-    bench_real.pin()
     try:
-        texts = {"machine": machine(found), "summary": summary(found), "real": real()}
+        if args.sizes:
+            require([dict.fromkeys(args.sizes, "madvise")])
+        found = run()
+        bench_real.pin()
+        texts = {"machine": machine(found), "summary": summary(found), "real": real(args.sizes)}
     except RealError as e:
         print(f"benchmarks: {e}", file=sys.stderr)
         return 2

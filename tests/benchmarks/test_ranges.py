@@ -4,6 +4,8 @@ Loops over page-table entries: C and the Python twin side by side.
 
 A figure is one call as mm/ makes it, with the way from Python into C and back; "crossing alone" is that
 way alone. "Each entry" leaves it out: it is what each entry behind the first adds.
+
+Against memset the loops are called from C (timing.c), in turns with it: the median of the turns' ratios.
 """
 
 from statistics import median
@@ -38,6 +40,13 @@ NUMBERS = (1, 16, 512)
 MM = 1
 # Runs that one round of the zap benchmark unmaps: they are mapped anew between rounds, untimed.
 RUNS = 16
+
+#: Tables that a loop goes over, in turns with memset, and how often.
+POOLS = {"same table": 1, "2 MiB of tables": 512}
+CALLS, TURNS = 4096, 31
+MEMSET = "page-table loops: time, memset of the same table = 1.00"
+#: Loop -> most, issue 6, acceptance 2.
+WANTED = {"check_ptes_none": 1.5, "set_ptes": 1.5}
 
 numbers = pytest.mark.parametrize("nr", NUMBERS)
 
@@ -188,3 +197,40 @@ def test_zap(benchmark, booted, ops, table, nr, summarize):
     assert k.run[RUN_REASON] == EXIT_DONE
     assert k.run[RUN_NR] == 0
     summarize("vk_zap_ptes", nr, ops, calls=RUNS)
+
+
+@pytest.mark.parametrize("loop", ["check_ptes_none", "set_ptes", "modify_ptes"])
+def test_against_memset(benchmark, booted, timing, entry, note, loop):
+    """Whole tables, without Python in between."""
+    k, core, (lib, ffi) = booted.arena, booted.core, timing
+    nr, write = k.pte_mask + 1, k.arch.pte.write
+    # The upper half of memory was never handed out.
+    pte = k.config.nr_pages // 2 << k.table_shift
+    tables = ffi.cast("char *", int(core.ffi.cast("uintptr_t", booted.vk.phys)) + 8 * pte)
+    vk = ffi.cast("void *", int(core.ffi.cast("uintptr_t", booted.vk)))
+    f = int(core.ffi.cast("uintptr_t", core.ffi.addressof(core.lib, loop)))
+    run = {
+        "check_ptes_none": lambda *pool: lib.none_core(f, vk, pte, nr, *pool),
+        "set_ptes": lambda *pool: lib.set_core(f, vk, pte, nr, entry, *pool),
+        "modify_ptes": lambda *pool: lib.modify_core(f, vk, pte, nr, write.mask, write.off, *pool),
+    }[loop]
+    found = {}
+    for where, pool in POOLS.items():
+        turns = []
+        for _ in range(TURNS):
+            least = lib.clear_libc(tables, 8 * nr, pool, CALLS)
+            took = run(pool, CALLS)
+            assert took > 0  # none_core() found no entries
+            turns.append(took / least)
+        found[where] = median(turns)
+    benchmark.group = f"{loop} of a table, in C"
+    benchmark.extra_info["ratio_to_memset"] = found
+    benchmark.pedantic(run, args=(1, CALLS), rounds=20, warmup_rounds=1)
+    if benchmark.stats is not None:
+        per_second = nr * CALLS / benchmark.stats.stats.median
+        benchmark.extra_info["ptes_per_second"] = per_second
+        figures = {w: f"{r:.2f}" for w, r in found.items()} | {
+            "M entries/s": f"{per_second / 1e6:,.0f}"
+        }
+        wanted = {"wanted": f"<= {WANTED[loop]}"} if loop in WANTED else {}
+        note(MEMSET, loop, **figures, **wanted)

@@ -13,6 +13,9 @@
 typedef void clear_fn(void *vk, uint64_t pfn, uint64_t nr, uint64_t fault);
 typedef uint64_t range_fn(void *vk, uint64_t pte, uint64_t a, uint64_t nr);
 typedef void copy_fn(void *vk, uint64_t to, uint64_t from, uint64_t nr);
+typedef uint64_t none_fn(void *vk, uint64_t pte, uint64_t nr);
+typedef void set_fn(void *vk, uint64_t pte, uint64_t entry, uint64_t nr);
+typedef void modify_fn(void *vk, uint64_t pte, uint64_t clear, uint64_t set, uint64_t nr);
 typedef uint64_t alloc_fn(void *vk, unsigned order, uint32_t flags, int user);
 
 /* Through volatile pointers, so that the compiler can neither expand nor drop a call. */
@@ -36,6 +39,41 @@ static double range_core(uintptr_t f, void *vk, uint64_t pte, uint64_t a, uint64
 
 	for (uint64_t i = 0; i < calls; i++)
 		range(vk, pte, a, nr);
+	return (now() - start) / (double)calls;
+}
+
+/* Loops over the nr entries of a table; table i is at entry pte + i * nr. */
+static double none_core(uintptr_t f, void *vk, uint64_t pte, uint64_t nr, uint64_t pool,
+			uint64_t calls)
+{
+	none_fn *volatile none = (none_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		if (none(vk, pte + i % pool * nr, nr) != nr)
+			return -1;
+	return (now() - start) / (double)calls;
+}
+
+static double set_core(uintptr_t f, void *vk, uint64_t pte, uint64_t nr, uint64_t entry,
+		       uint64_t pool, uint64_t calls)
+{
+	set_fn *volatile set = (set_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		set(vk, pte + i % pool * nr, entry, nr);
+	return (now() - start) / (double)calls;
+}
+
+static double modify_core(uintptr_t f, void *vk, uint64_t pte, uint64_t nr, uint64_t clear,
+			  uint64_t set, uint64_t pool, uint64_t calls)
+{
+	modify_fn *volatile modify = (modify_fn *)f;
+	double start = now();
+
+	for (uint64_t i = 0; i < calls; i++)
+		modify(vk, pte + i % pool * nr, clear, set, nr);
 	return (now() - start) / (double)calls;
 }
 

@@ -144,12 +144,16 @@ def test_rates():
 
 
 def test_verdicts():
-    rows = [row([95], [10]), row([], [1000], folio=64, pages=99)]
-    first, second = bench_real.verdicts(rows, 4)
-    assert first == "first_touch 4K: ratio 9.5, wanted 10: NO"
-    assert second == "first_touch 64K: pages per second 99 M, wanted 100 M: NO"
+    rows = [row([95], [10]), row([], [1000], folio=64, pages=99), row([], [1], "exit", folio=64)]
+    assert bench_real.verdicts(rows, 4) == [
+        "first_touch 4K: ratio 9.5, wanted 10: NO",
+        "first_touch 4K: faults per second 10 G, wanted 15 M: yes",
+        "first_touch 64K: pages per second 99 M, wanted 100 M: NO",
+    ]
     assert bench_real.verdicts([row([100], [10])], 4)[0].endswith("yes")
     assert bench_real.verdicts([row([], [10])], 4)[0].endswith("not measured")
+    call = row([], [1000], "fork", folio=64, calls=1, pages=200)
+    assert bench_real.verdicts([call], 4) == ["fork 64K: pages per second 200 M, wanted 200 M: yes"]
 
 
 @pytest.mark.parametrize(

@@ -111,5 +111,5 @@ def test_the_document_has_the_tables_that_the_script_writes():
 def test_a_run_that_fails_writes_nothing(monkeypatch):
     monkeypatch.setattr(benchmarks.sys, "executable", "false")
     with pytest.raises(SystemExit, match="the run failed; nothing was written"):
-        benchmarks.main()
+        benchmarks.main([])
     assert benchmarks.OUTPUT.read_text(encoding="utf-8") == DOCUMENT
