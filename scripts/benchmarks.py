@@ -63,6 +63,13 @@ def baseline(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lines(kept: Mapping[str, Any]) -> str:
+    """Return a stored run as JSON with a benchmark a line, so that a diff shows which changed."""
+    head = {name: value for name, value in kept.items() if name != "benchmarks"}
+    rows = ",\n".join(json.dumps(one) for one in kept["benchmarks"])
+    return f'{json.dumps(head)[:-1]}, "benchmarks": [\n{rows}\n]}}\n'
+
+
 def _rounded(value: Any) -> Any:
     """Return the value with four digits of each fraction."""
     if isinstance(value, dict):
@@ -122,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in texts.items():
         document = replace_section(document, name, text, OUTPUT)
     OUTPUT.write_text(document, encoding="utf-8")
-    BASELINE.write_text(json.dumps(baseline(found), separators=(",", ":")) + "\n", encoding="utf-8")
+    BASELINE.write_text(lines(baseline(found)), encoding="utf-8")
     return 0
 
 

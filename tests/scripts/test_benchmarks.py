@@ -46,6 +46,13 @@ def test_a_stored_run_tells_nothing_of_whose_machine_it_was():
     assert one["params"] == {"order": 2}
 
 
+def test_a_stored_run_has_a_benchmark_a_line():
+    run = RUN | {"benchmarks": RUN["benchmarks"] * 2}
+    text = benchmarks.lines(benchmarks.baseline(run))
+    assert json.loads(text) == benchmarks.baseline(run)
+    assert [line.startswith('{"group"') for line in text.splitlines()] == [False, True, True, False]
+
+
 def test_the_summary_becomes_tables():
     assert benchmarks.summary(RUN) == (
         "**paths**\n\n|  | C | Python | ratio |\n| --- | --- | --- | --- |\n"
