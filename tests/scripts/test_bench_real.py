@@ -208,6 +208,16 @@ def test_one_clear_line_and_status_2(arguments, message, alone, capsys):
     assert line.startswith("bench-real: ") and message in line
 
 
+def test_no_compiler_for_the_program(alone, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CC", "no-such-cc")
+    monkeypatch.setenv("VIRTMM_CACHE", str(tmp_path))
+    assert bench_real.main(["--mib", "2"]) == 2
+    assert capsys.readouterr().err == (
+        "bench-real: no C compiler 'no-such-cc'; install gcc and libc6-dev, or set CC\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_sizes_need_root(alone, monkeypatch, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert bench_real.main(["--sizes", "64", "--mib", "2"]) == 2
