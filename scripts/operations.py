@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from virtmm.accesses import Accesses
 from virtmm.kconfig import ResolvedConfig
 from virtmm.machine import Machine
 
@@ -48,15 +49,17 @@ class Lab:
         self._write_folios = self._accesses(folio, 1)
         self._read_pages = self._accesses(self.page_size, 0)
 
-    def _accesses(self, step: int, write: int) -> memoryview:
+    def _accesses(self, step: int, write: int) -> Accesses:
         """Return the accesses of touch_many() for one byte in every ``step`` bytes."""
-        task, words = self.machine.task_record(PARENT), array("Q")
+        words = array("Q")
         for address in range(BASE, BASE + self.size, step):
-            words.extend((task, address, write))
-        return memoryview(words)
+            words.extend((address, write))
+        accesses = Accesses(memoryview(words), 1)
+        accesses.tasks[0] = self.machine.task_record(PARENT)
+        return accesses
 
-    def _touch(self, accesses: memoryview) -> None:
-        nr = len(accesses) // 3
+    def _touch(self, accesses: Accesses) -> None:
+        nr = len(accesses.words) // 2
         _check(self.machine.touch_many(accesses, 0, nr) == (nr, 0))
 
     def map(self) -> None:

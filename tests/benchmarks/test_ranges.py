@@ -135,33 +135,6 @@ def test_wrprotect(benchmark, booted, ops, table, entry, nr, summarize):
     summarize("modify_ptes", nr, ops)
 
 
-@pytest.mark.parametrize("nr", (512, 8192))
-@pytest.mark.parametrize("name", ("check_ptes_none", "set_ptes", "folio_pte_batch"))
-def test_beside_memset(benchmark, booted, timing, entry, note, name, nr):
-    """Issue 6, acceptance 2: at most 1.5 times a memset of the same table, for the first two."""
-    (lib, ffi), k, core = timing, booted.arena, booted.core
-    benchmark.group = f"{name} beside memset {nr}"
-    pte = folio_alloc(k, 4, PG_table, ZONE_TABLE) << k.table_shift
-    place = ffi.cast("char *", int(core.ffi.cast("uintptr_t", booted.vk.phys)) + 8 * pte)
-    vk = ffi.cast("void *", int(core.ffi.cast("uintptr_t", booted.vk)))
-    f = int(core.ffi.cast("uintptr_t", core.ffi.addressof(core.lib, name)))
-    calls = (1 << 18) // nr
-    a = {"check_ptes_none": nr, "set_ptes": entry, "folio_pte_batch": 0}[name]
-    ratios = []
-    for _ in range(51):
-        base = lib.clear_libc(place, 8 * nr, 1, calls)
-        if name == "folio_pte_batch":
-            k.ops.set_ptes(pte, entry, nr)
-        ratios.append(lib.range_core(f, vk, pte, a, nr, calls) / base)
-    benchmark.extra_info["ratio_to_memset"] = median(ratios)
-    note(
-        "page-table loops: time, memset of the table = 1.00",
-        f"{name} {nr}",
-        C=f"{median(ratios):.2f}",
-    )
-    benchmark(lib.range_core, f, vk, pte, a, nr, 1)
-
-
 @numbers
 def test_zap(benchmark, booted, ops, table, nr, summarize):
     """

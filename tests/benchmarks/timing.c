@@ -11,7 +11,6 @@
 #include <time.h>
 
 typedef void clear_fn(void *vk, uint64_t pfn, uint64_t nr, uint64_t fault);
-typedef uint64_t range_fn(void *vk, uint64_t pte, uint64_t a, uint64_t nr);
 typedef void copy_fn(void *vk, uint64_t to, uint64_t from, uint64_t nr);
 typedef uint64_t none_fn(void *vk, uint64_t pte, uint64_t nr);
 typedef void set_fn(void *vk, uint64_t pte, uint64_t entry, uint64_t nr);
@@ -28,18 +27,6 @@ static double now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return 1e9 * (double)t.tv_sec + (double)t.tv_nsec;
-}
-
-/* Functions with fewer arguments find theirs in the first ones. */
-static double range_core(uintptr_t f, void *vk, uint64_t pte, uint64_t a, uint64_t nr,
-			 uint64_t calls)
-{
-	range_fn *volatile range = (range_fn *)f;
-	double start = now();
-
-	for (uint64_t i = 0; i < calls; i++)
-		range(vk, pte, a, nr);
-	return (now() - start) / (double)calls;
 }
 
 /* Loops over the nr entries of a table; table i is at entry pte + i * nr. */
