@@ -49,7 +49,7 @@ def test_a_call_s_time_is_without_that_of_calls_in_it(ticking):
         spend(30)
         return n
 
-    counted = clock.count(access)
+    counted = clock.count(access, many=False)
     clock.wrap(body, "outer")()
     assert clock.ns == {"inner": 10, "outer": 100, profile.IN_C: 30}
     assert clock.calls == {"inner": 2, "outer": 1, profile.IN_C: 7}
