@@ -102,6 +102,7 @@ def calls(huge):
     touch = call("touch", who, page, st.booleans())
     store = call("store", who, page, offset, st.integers(1, 255))
     load = call("load", who, page, offset)
+    batch = call("batch", who, where, st.integers(0, 255))
     about_forks = st.sampled_from((MADV_WIPEONFORK, MADV_DONTFORK))
     fork = call("fork", who, rarely, st.one_of(st.none(), st.tuples(where, about_forks)))
     cow = call("cow", who, where, st.booleans(), st.integers(1, 255))
@@ -131,6 +132,7 @@ def calls(huge):
         refault,
         refault,
         refault,
+        batch,
         write,
         touch,
         store,
@@ -144,7 +146,7 @@ def calls(huge):
         fill=fill,
         fork=fork if huge else st.one_of(fork, cow),
         mappings=mappings,
-        accesses=st.one_of(write, touch, store, store, load),
+        accesses=st.one_of(write, touch, store, store, load, batch),
         needs_memory=needs_memory,
         knobs=st.lists(knob, max_size=6) if huge else st.just([]),
         end=st.one_of(call("exit", who), call("exec", who)),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every call, made on a machine and on the model; answers, bytes and resident sets must agree."""
 
+from array import array
+
 from virtmm.mm import layout
 from virtmm.mm.arena import MM_RECORD, PAGE_RECORD, VMA_RECORD
 from virtmm.mm.fault_inject import FaultInjection
@@ -51,6 +53,7 @@ class Driver:
         failed: the last call met an injected failure.
         most: how many address spaces there ever were at once.
         tight: the machine is small: any call may find that memory is short.
+        backed: pages have contents; else a byte is only touched.
     """
 
     steps = 0
@@ -69,6 +72,7 @@ class Driver:
         self.unit = (1 << pmd) // 32
         self.mthp = k.config.policy == "mthp"
         self.exact = k.config.policy == "base"
+        self.backed = k.config.phys_backing
         self.knobs = dict.fromkeys(self.m.sizes(), "never") | {"enabled": k.knobs.enabled}
         if self.mthp:
             self.knobs[self.m.sizes()[-1]] = "inherit"
@@ -413,6 +417,34 @@ class Driver:
                 assert order == wanted, f"order {order} at page {p:#x}, expected {wanted}"
                 assert self.allocated() == pages + (1 << order), "a folio was allocated in vain"
 
+    def batch(self, who, where, mix, armed=False):
+        """
+        Access pages by one call, some in another process; an access that cannot happen is passed over.
+
+        ``mix``, 8 bits: the stride, a second process, which accesses are writes, and backwards or not.
+        """
+        at, nr = self.place(where)
+        pages = range(at, at + nr, 1 + mix % 4 % 3)[:64]
+        accesses = [
+            (self.pid(who + (i // 3 & mix >> 2 & 1)), p, bool(mix >> 3 + i % 4 & 1))
+            for i, p in enumerate(pages[::-1] if mix & 128 else pages)
+        ]
+        words = array("Q")
+        for pid, p, write in accesses:
+            words.extend((self.m.task_record(pid), self.address(p), write))
+        first, end = 0, len(accesses)
+        while first < end:
+            stop, error = self.m.touch_many(memoryview(words), first, end)
+            for i in range(first, min(stop + 1, end)):
+                pid, p, write = accesses[i]
+                if armed and i == stop and error == VM_FAULT_OOM:
+                    self.failed = True
+                    continue
+                assert (error if i == stop else 0) == self.spaces[pid].access(p, write), hex(error)
+                if armed:
+                    self.learn(pid, p & -16, 16)
+            first = stop + 1
+
     def refault(self, who, where, hint=None, armed=False):
         """Drop pages and write to them again, perhaps after advice: fresh memory where something was."""
         for advice in (MADV_DONTNEED, *([hint] if hint else [])):
@@ -451,7 +483,8 @@ class Driver:
         self.store_page(self.pid(who), self.place(where)[0], offset, value, armed)
 
     def store_page(self, pid, at, offset, value, armed=False):
-        got = self.m.store(pid, self.address(at) + offset % self.k.page_size, value)
+        address = self.address(at) + offset % self.k.page_size
+        got = self.m.store(pid, address, value) if self.backed else self.m.touch(pid, address, True)
         if armed and got == VM_FAULT_OOM:
             return
         page = self.spaces[pid].pages.get(at)
@@ -466,12 +499,20 @@ class Driver:
         self.load_page(pid, at, offset % self.k.page_size, armed)
 
     def load_page(self, pid, at, offset, armed=False):
+        if not self.backed:
+            self.touch_page(pid, at, armed)
+            return
         got = self.m.load(pid, self.address(at) + offset)
         if armed and got == -VM_FAULT_OOM:
             return
         error = self.spaces[pid].access(at, False)
         expected = -error if error else self.spaces[pid].pages[at].bytes().get(offset, 0)
         assert got == expected, f"page {at:#x} byte {offset}: {got}, the model says {expected}"
+
+    def touch_page(self, pid, at, armed):
+        got = self.m.touch(pid, self.address(at), False)
+        if not (armed and got == VM_FAULT_OOM):
+            assert got == self.spaces[pid].access(at, False), hex(got)
 
     # What folios there are
 

@@ -22,6 +22,7 @@ class Flavour:
         hypothesis: programs of a default run that hypothesis makes up.
         tight: memory is too small for the programs: the shrinker runs, allocations fail.
         policy: chooses folio sizes in the kernel's place.
+        backed: pages have contents.
     """
 
     arch: str
@@ -34,10 +35,12 @@ class Flavour:
     hypothesis: int = 10
     tight: bool = False
     policy: Policy | None = None
+    backed: bool = True
 
     def __str__(self):
         parts = (self.arch, self.defconfig, *self.fragments, "c" if self.c_ranges == "y" else "py")
-        return "-".join((*parts, *("tight",) * self.tight, *("policy",) * bool(self.policy)))
+        marks = {"tight": self.tight, "policy": self.policy, "unbacked": not self.backed}
+        return "-".join((*parts, *(mark for mark, there in marks.items() if there)))
 
     @property
     def mthp(self):
@@ -53,7 +56,7 @@ class Flavour:
 @functools.cache
 def _config(flavour, sets):
     sets = [f"C_RANGES={flavour.c_ranges}", f"MEMORY_MB={flavour.memory_mb}", *sets]
-    sets += ["PHYS_BACKING=y", "FAULT_INJECTION=y"]
+    sets += [f"PHYS_BACKING={'y' if flavour.backed else 'n'}", "FAULT_INJECTION=y"]
     return resolve(flavour.arch, flavour.defconfig, flavour.fragments, sets)
 
 

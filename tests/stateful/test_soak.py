@@ -5,6 +5,7 @@ Long programs from a plain random generator: more variety a second than hypothes
 A program that fails is cut down here, call by call, and shown; run it again with Driver.step().
 """
 
+import functools
 import random
 
 import pytest
@@ -99,6 +100,7 @@ def program(rng, mthp=False, tight=False):
         "lock": (2, lambda: (where(), rng.random() < 0.3)),
         "brk": (2, lambda: (rng.randint(-4, 4 * STRETCHES[2]),)),
         "touch": (8, lambda: (page(), rng.random() < 0.6)),
+        "batch": (6, lambda: (where(), rng.randrange(256))),
         "refault": (4, lambda: (where(), rng.choice(hints))),
         "zeroes": (3, lambda: (where(),)),
         "cow": (0 if mthp else 8, lambda: (where(), often(), rng.randint(1, 255))),
@@ -149,13 +151,13 @@ def run(flavour, config, calls):
     return None
 
 
-def shortest(flavour, config, calls):
+def shortest(fails, calls):
     """Return a failing program without the calls that it fails without as well."""
     size = len(calls) // 2
     while size:
         for at in range(0, len(calls), size):
             rest = calls[:at] + calls[at + size :]
-            if run(flavour, config, rest):
+            if fails(rest):
                 calls = rest
                 break
         else:
@@ -170,7 +172,7 @@ def test_long_programs(flavour):
     for seed in range(flavour.programs()):
         calls = program(random.Random(f"{flavour} {seed}"), flavour.mthp, flavour.tight)
         if run(flavour, config, calls):
-            calls = shortest(flavour, config, calls)
+            calls = shortest(functools.partial(run, flavour, config), calls)
             shown = "\n".join(map(str, calls))
             raise AssertionError(f"seed {seed}:\n{shown}") from run(flavour, config, calls)
     print(f"{flavour}: {Driver.steps - before} steps")
