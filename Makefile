@@ -7,6 +7,8 @@ O      ?= .
 PYTHON ?= python3
 VENV   ?= .venv
 V      ?= 0
+# How long "make fuzz" looks for bugs.
+SECONDS ?= 600
 
 ifeq ($(V),1)
 Q :=
@@ -31,7 +33,7 @@ MAKEFLAGS += -rR
 .SUFFIXES:
 
 .PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
-	listnewconfig core run test san bench bench-once bench-real predict-check check clean mrproper
+	listnewconfig core run test san fuzz bench bench-once bench-real predict-check check clean mrproper
 
 help:
 	@echo 'Run:'
@@ -53,6 +55,7 @@ help:
 	@echo '  core            - compile the core for .config'
 	@echo '  test            - set up with test tools, and run the tests'
 	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
+	@echo '  fuzz            - fuzz the C core for SECONDS=$(SECONDS) (clang and its runtime)'
 	@echo '  bench           - run the benchmarks; SAVE=name keeps the run, COMPARE=name sets it beside one'
 	@echo '  bench-once      - run each benchmark once, untimed, for its assertions (CI)'
 	@echo '  bench-real      - the same operations on the running kernel and on a virtual one, in turns'
@@ -93,6 +96,9 @@ test: setup-test
 
 san: setup-test
 	$(Q)$(PY) -m scripts.sanitize
+
+fuzz: setup-test
+	$(Q)$(PY) -m tests.fuzz --seconds $(SECONDS)
 
 bench: setup-test
 	$(Q)$(PY) -m pytest -q tests/benchmarks --benchmark-only \

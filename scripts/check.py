@@ -64,7 +64,7 @@ def package_tree(folder: Path) -> None:
 
 def checks(folder: Path) -> list[Check]:
     """Return the checkers; ``folder`` has the package tree in it."""
-    folders = (TOP / "csrc", TOP / "tests" / "benchmarks")
+    folders = [TOP / "csrc", *(TOP / "tests" / name for name in ("benchmarks", "fuzz"))]
     sources = [str(p) for folder in folders for p in sorted(folder.glob("*.[ch]"))]
     mypy = ["mypy", "--config-file", str(TOP / "pyproject.toml")]
     mypy += ["--cache-dir", str(TOP / ".mypy_cache"), "-p", "virtmm", "-p", "scripts"]
