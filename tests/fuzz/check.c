@@ -8,7 +8,14 @@
 
 #include "fuzz.h"
 
-enum { MAX_MMS = 16, HUGE_DEPTH = PGTABLE_LEVELS - 2 };
+enum {
+	MAX_MMS = 16,
+	MAX_ANON_VMAS = 1024,
+	HUGE_DEPTH = PGTABLE_LEVELS - 2,
+	AVC_RECORD = 8,
+	ANON_VMA_RECORD = 8,
+	FILE_RECORD = 8,
+};
 
 static const unsigned shifts[] = LEVEL_SHIFTS;
 static const u64 masks[] = LEVEL_MASKS;
@@ -19,9 +26,15 @@ static u32 entire[NR_PAGES]; /* huge entries that map a folio */
 static u8 seen[NR_PAGES];    /* page tables, free blocks: found once */
 static u32 owned[MAX_MMS][NR_PAGES];
 
+/* Of each anon_vma: VMAs linked to it, those whose own it is, and anon_vmas forked from it. */
+static u32 links[MAX_ANON_VMAS], active[MAX_ANON_VMAS], children[MAX_ANON_VMAS];
+
 /** struct census - what the address spaces were found to have, together, and the one being looked at */
 struct census {
 	u64 mm;
+	u64 mms;
+	u64 vmas;
+	u64 links;
 	u64 tables;
 	u64 anon;
 	u64 file;
@@ -75,7 +88,27 @@ static const u64 *vma_of(struct vk *k, u64 mm, u64 address)
 	return NULL;
 }
 
-static void check_vmas(struct vk *k, u64 mm)
+/* A VMA is linked to its own anon_vma and to those of its ancestors. Return how many links it has. */
+static u64 check_links(struct vk *k, u64 vma)
+{
+	u64 own = k->vma[vma * VMA_RECORD + VMA_ANON_VMA], nr = 0;
+	int linked = 0;
+
+	for (u64 link = k->vma[vma * VMA_RECORD + VMA_AVC]; link; nr++) {
+		const u32 *p = k->avc + link * AVC_RECORD;
+
+		EXPECT(link <= k->zone[ZONE_SLAB + SLAB_AVC + 1]);
+		EXPECT(p[AVC_VMA] == vma && p[AVC_ANON_VMA] && p[AVC_ANON_VMA] < MAX_ANON_VMAS);
+		links[p[AVC_ANON_VMA]]++;
+		linked |= p[AVC_ANON_VMA] == own;
+		link = p[AVC_NEXT_VMA];
+	}
+	EXPECT(own ? linked : !nr);
+	active[own]++;
+	return nr;
+}
+
+static void check_vmas(struct vk *k, u64 mm, struct census *all)
 {
 	u64 end = 0;
 
@@ -89,6 +122,8 @@ static void check_vmas(struct vk *k, u64 mm)
 		EXPECT(!((vma[VMA_START] | vma[VMA_END]) & (((u64)1 << PAGE_SHIFT) - 1)));
 		EXPECT(vma[VMA_END] <= TASK_SIZE);
 		end = vma[VMA_END];
+		all->vmas++;
+		all->links += check_links(k, number);
 	}
 }
 
@@ -174,7 +209,7 @@ static void check_mm(struct vk *k, u64 mm, struct census *all)
 	struct census c = {.mm = mm};
 	u64 reserve = 0;
 
-	check_vmas(k, mm);
+	check_vmas(k, mm, all);
 	check_table(k, &c, record[MM_PGD], 0, 0);
 	for (u64 table = record[MM_HUGE_PTE]; table; table = page_record(k, table)[PAGE_NEXT]) {
 		EXPECT(!seen[table]);
@@ -187,6 +222,79 @@ static void check_mm(struct vk *k, u64 mm, struct census *all)
 	EXPECT(record[MM_ANONPAGES] == c.anon);
 	EXPECT(record[MM_FILEPAGES] == c.file);
 	all->tables += c.tables;
+	all->mms++;
+}
+
+/* Return how many records of a table are in use. */
+static u64 used(struct vk *k, int slab, const void *table, size_t record_bytes)
+{
+	u64 last = k->zone[ZONE_SLAB + slab + 1], unused = 0;
+
+	for (u64 i = k->zone[ZONE_SLAB + slab]; i; unused++) {
+		const u8 *record = (const u8 *)table + i * record_bytes;
+
+		EXPECT(i <= last && unused < last);
+		i = slab == SLAB_AVC || slab == SLAB_ANON_VMA ? *(const u32 *)(const void *)record
+							      : *(const u64 *)(const void *)record;
+	}
+	return last - unused;
+}
+
+/* The lists of anon_vmas have the links that VMAs have, and no record is in use that nothing names. */
+static void check_anon_vmas(struct vk *k, const struct census *all)
+{
+	u64 alive = 0;
+
+	for (u64 i = 1; i < MAX_ANON_VMAS; i++)
+		if (links[i])
+			children[k->anon_vma[i * ANON_VMA_RECORD + ANON_VMA_PARENT] %
+				 MAX_ANON_VMAS]++;
+	for (u64 i = 1; i < MAX_ANON_VMAS; i++) {
+		const u32 *p = k->anon_vma + i * ANON_VMA_RECORD;
+		u32 nr = 0, before = 0;
+
+		if (!links[i])
+			continue;
+		alive++;
+		EXPECT(p[ANON_VMA_NUM_ACTIVE] == active[i]);
+		EXPECT(p[ANON_VMA_NUM_CHILDREN] == children[i]);
+		for (u32 link = p[ANON_VMA_AVC]; link; nr++) {
+			const u32 *avc = k->avc + (u64)link * AVC_RECORD;
+
+			EXPECT(avc[AVC_ANON_VMA] == i && avc[AVC_PREV] == before);
+			before = link;
+			link = avc[AVC_NEXT];
+		}
+		EXPECT(nr == links[i]);
+	}
+	EXPECT(used(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD * sizeof(u32)) == alive);
+	EXPECT(used(k, SLAB_AVC, k->avc, AVC_RECORD * sizeof(u32)) == all->links);
+	EXPECT(used(k, SLAB_VMA, k->vma, VMA_RECORD * sizeof(u64)) == all->vmas);
+	EXPECT(used(k, SLAB_MM, k->mm, MM_RECORD * sizeof(u64)) == all->mms);
+}
+
+/* A page is cached where its folio says, and the cache holds no other. */
+static void check_cache(struct vk *k)
+{
+	u64 cached = 0;
+
+	for (u64 file = 1; file <= k->zone[ZONE_SLAB + SLAB_FILE + 1]; file++) {
+		const u64 *record = k->file + file * FILE_RECORD;
+
+		for (u64 i = 0; i < record[FILE_CAPACITY]; i++) {
+			u32 page = k->page_cache[record[FILE_CACHE] + i];
+			u32 folio = page_record(k, page)[PAGE_HEAD];
+			const u32 *head = page_record(k, folio);
+
+			if (!page)
+				continue;
+			cached++;
+			EXPECT(head[PAGE_FLAGS] & PG_file && head[PAGE_MAPPING] == file);
+			EXPECT((head[PAGE_INDEX] | (u64)head[PAGE_INDEX_HI] << 32) + page - folio ==
+			       i);
+		}
+	}
+	EXPECT(cached == k->zone[ZONE_CACHE]);
 }
 
 /* Blocks of the free lists are marked, aligned, merged and counted. */
@@ -327,13 +435,18 @@ void check_arena(struct vk *k)
 	memset(mapped, 0, frontier * sizeof(*mapped));
 	memset(entire, 0, frontier * sizeof(*entire));
 	memset(seen, 0, frontier);
+	memset(links, 0, sizeof(links));
+	memset(active, 0, sizeof(active));
+	memset(children, 0, sizeof(children));
 	for (u64 mm = 1; mm <= last; mm++)
 		memset(owned[mm], 0, frontier * sizeof(**owned));
 	for (u64 mm = 1; mm <= last; mm++)
 		if (k->mm[mm * MM_RECORD + MM_USERS])
 			check_mm(k, mm, &all);
 	EXPECT(all.tables == k->vmstat[VM_nr_page_table_pages]);
+	check_anon_vmas(k, &all);
 	check_free(k);
 	check_pages(k);
+	check_cache(k);
 	check_split_queue(k);
 }
