@@ -54,7 +54,7 @@ help:
 	@echo 'Build and check:'
 	@echo '  core            - compile the core for .config'
 	@echo '  test            - set up with test tools, and run the tests'
-	@echo '  san             - run the tests on cores built with UBSan and ASan (minutes)'
+	@echo '  san             - run all tests, or TESTS, on cores built with UBSan, then ASan (half an hour)'
 	@echo '  fuzz            - fuzz the C core for SECONDS=$(SECONDS) (clang and its runtime)'
 	@echo '  bench           - run the benchmarks; SAVE=name keeps the run, COMPARE=name sets it beside one'
 	@echo '  bench-once      - run each benchmark once, untimed, for its assertions (CI)'
@@ -95,7 +95,7 @@ test: setup-test
 	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks
 
 san: setup-test
-	$(Q)$(PY) -m scripts.sanitize
+	$(Q)$(PY) -m scripts.sanitize $(if $(TESTS),-- $(TESTS))
 
 fuzz: setup-test
 	$(Q)$(PY) -m tests.fuzz --seconds $(SECONDS)
