@@ -62,3 +62,24 @@ def test_without_clang_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert command.main() == 2
     assert "install clang" in capsys.readouterr().err
+
+
+def test_what_is_found_is_shown_and_fails(monkeypatch, capsys):
+    def fuzz(kernel, seconds):
+        assert seconds >= 1
+        return (
+            kernel,
+            77 * (kernel == KERNELS[1]),
+            "stat::number_of_executed_units: 5\nfuzz.c:1: wrong",
+        )
+
+    monkeypatch.setattr("sys.argv", ["tests.fuzz", "--seconds", "1"])
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(command, "fuzz", fuzz)
+    assert command.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(": clean") for line in lines) == len(KERNELS) - 1
+    assert [line for line in lines if line.endswith("FOUND")] == [
+        f"{KERNELS[1]}: 5 inputs in 1 s, ?/s: FOUND"
+    ]
+    assert "fuzz.c:1: wrong" in lines
