@@ -272,6 +272,46 @@ static void case_copy_pages(struct vk *k, struct input *in)
 	give_back_contents(bytes);
 }
 
+/* Methods end where the first has no name; one that this CPU cannot run is not usable. */
+static void case_method_usable(struct vk *k, struct input *in)
+{
+	unsigned method = (unsigned)take(in, 2);
+
+	(void)k;
+	EXPECT(!method_usable(method) || method_name(method));
+}
+
+static void case_method_name(struct vk *k, struct input *in)
+{
+	unsigned method = (unsigned)take(in, 2);
+	const char *name = method_name(method);
+
+	(void)k;
+	EXPECT(method || name);
+	EXPECT(!name || *name);
+	EXPECT(name || !method_name(method + 1));
+}
+
+/* Blocks of whole pages, zeroed or copied, that lie step bytes apart. */
+static void case_method_run(struct vk *k, struct input *in)
+{
+	u8 *bytes = borrow_contents(k, in);
+	unsigned method = (unsigned)below(in, 8);
+	u64 times = between(in, 1, 2), half = CONTENT_PAGES / 2;
+	u64 nr = between(in, 1, half / times), size = nr << PAGE_SHIFT;
+	u8 *to = bytes + (half << PAGE_SHIFT), *left = wanted_bytes + (half << PAGE_SHIFT);
+	const u8 *from = below(in, 2) ? bytes : NULL;
+
+	if (method_usable(method)) {
+		if (from)
+			memcpy(left, bytes, size * times);
+		else
+			memset(left, 0, size * times);
+		method_run(method, to, from, size, size, times);
+	}
+	give_back_contents(bytes);
+}
+
 const struct fuzz_case page_cases[] = {
 	{"prep_compound_page", case_prep_compound_page},
 	{"folio_add_new_anon_rmap", case_folio_add_new_anon_rmap},
@@ -282,5 +322,8 @@ const struct fuzz_case page_cases[] = {
 	{"clear_pages", case_clear_pages},
 	{"clear_huge_page", case_clear_huge_page},
 	{"copy_pages", case_copy_pages},
+	{"method_name", case_method_name},
+	{"method_usable", case_method_usable},
+	{"method_run", case_method_run},
 	{NULL, NULL},
 };

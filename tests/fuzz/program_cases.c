@@ -88,26 +88,76 @@ static void case_vk_touch(struct vk *k, struct input *in)
 	       after.task[TASK_MINFLT] - before.task[TASK_MINFLT]);
 }
 
+/* Slot i is the image's task i; the one behind them is nobody's. */
 static void case_vk_touch_many(struct vk *k, struct input *in)
 {
-	u64 nr = between(in, 1, MAX_BATCH), task = some_task(in), done;
-	u64 *access = malloc(3 * nr * sizeof(u64)); /* as long as that, for AddressSanitizer */
+	u64 nr = between(in, 1, MAX_BATCH), slots = image->nr_tasks + 1, slot, first, done;
+	u64 *access = malloc(2 * nr * sizeof(u64)); /* as long as that, for AddressSanitizer */
+	u64 *tasks = calloc(slots, sizeof(u64));
 
-	EXPECT(access);
+	EXPECT(access && tasks);
+	for (u64 i = 0; i + 1 < slots; i++)
+		tasks[i] = image->tasks[i];
+	slot = below(in, slots);
 	for (u64 i = 0; i < nr; i++) {
-		u64 mixed = take(in, 1);
+		u64 mixed = take(in, 1), mm;
 
 		if (!(mixed & 6))
-			task = some_task(in);
-		access[3 * i] = task;
-		access[3 * i + 1] = some_address(k, in, k->task[task * TASK_RECORD + TASK_MM]);
-		access[3 * i + 2] = mixed & 1;
+			slot = below(in, slots);
+		mm = k->task[tasks[slot] * TASK_RECORD + TASK_MM];
+		access[2 * i] = some_address(k, in, mm);
+		access[2 * i + 1] = slot << 1 | (mixed & 1);
 	}
-	done = vk_touch_many(k, access, nr);
-	EXPECT(done <= nr);
-	for (u64 i = 0; i < done; i++)
-		check_access(k, access[3 * i], access[3 * i + 1], (int)access[3 * i + 2]);
+	first = below(in, nr + 1);
+	done = vk_touch_many(k, tasks, access, first, nr);
+	EXPECT(first <= done && done <= nr);
+	for (u64 i = first; i < done; i++) {
+		slot = access[2 * i + 1] >> 1;
+		EXPECT(tasks[slot]);
+		check_access(k, tasks[slot], access[2 * i], access[2 * i + 1] & 1);
+	}
 	free(access);
+	free(tasks);
+}
+
+/* Two slots share a table of ranges in order, with and without gaps; a third has none. */
+static void case_vk_move_many(struct vk *k, struct input *in)
+{
+	enum { SLOTS = 3 };
+	u64 nr = between(in, 1, MAX_BATCH), ranges = below(in, 9), at = 0, done;
+	u64 *access = malloc(2 * nr * sizeof(u64)), *was = malloc(2 * nr * sizeof(u64));
+	u64 *range = malloc(3 * ranges * sizeof(u64) + 1);
+	u64 head[2] = {(u64)(uintptr_t)range, 3 * ranges};
+	u64 layouts[SLOTS] = {(u64)(uintptr_t)head, 0, (u64)(uintptr_t)head};
+
+	(void)k;
+	EXPECT(access && was && range);
+	for (u64 i = 0; i < ranges; i++) {
+		range[3 * i] = at += below(in, 16);
+		range[3 * i + 1] = at += between(in, 1, 16);
+		range[3 * i + 2] = take(in, 8);
+	}
+	for (u64 i = 0; i < nr; i++) {
+		access[2 * i] = was[2 * i] = take(in, 1);
+		access[2 * i + 1] = was[2 * i + 1] = below(in, SLOTS) << 1 | (i & 1);
+	}
+	done = vk_move_many(layouts, access, 0, nr);
+	EXPECT(done <= nr);
+	for (u64 i = 0; i < nr; i++) {
+		u64 r = 0, address = was[2 * i];
+
+		while (r < ranges && (address < range[3 * r] || address >= range[3 * r + 1]))
+			r++;
+		int placed = layouts[was[2 * i + 1] >> 1] && r < ranges;
+
+		EXPECT(i >= done || placed);
+		EXPECT(i != done || !placed);
+		EXPECT(access[2 * i] == (i < done ? address + range[3 * r + 2] : address));
+		EXPECT(access[2 * i + 1] == was[2 * i + 1]);
+	}
+	free(access);
+	free(was);
+	free(range);
 }
 
 /*
@@ -149,6 +199,7 @@ static void case_vk_zap_ptes(struct vk *k, struct input *in)
 const struct fuzz_case program_cases[] = {
 	{"vk_touch", case_vk_touch},
 	{"vk_touch_many", case_vk_touch_many},
+	{"vk_move_many", case_vk_move_many},
 	{"vk_zap_ptes", case_vk_zap_ptes},
 	{NULL, NULL},
 };

@@ -36,6 +36,7 @@ def write_seeds(corpus):
                 for _ in range(_BATCH):
                     write, area, page = next(accesses)
                     seed += bytes((write | 2, area % 255, page & 255, page >> 8 & 255))
+                seed.append(0)
             (corpus / f"{sample.stem}-{number}").write_bytes(seed)
 
 

@@ -31,6 +31,7 @@ from virtmm.mm.vm_flags import (
 )
 from virtmm.mm.vma import vma_lookup, vmas_in
 
+from virtmm.accesses import Accesses
 from virtmm.knobs import STATES
 from virtmm.machine import CLONE_VM, Machine
 
@@ -429,12 +430,16 @@ class Driver:
             (self.pid(who + (i // 3 & mix >> 2 & 1)), p, bool(mix >> 3 + i % 4 & 1))
             for i, p in enumerate(pages[::-1] if mix & 128 else pages)
         ]
+        slots = sorted({pid for pid, _, _ in accesses})
         words = array("Q")
         for pid, p, write in accesses:
-            words.extend((self.m.task_record(pid), self.address(p), write))
+            words.extend((self.address(p), slots.index(pid) << 1 | write))
+        batch = Accesses(memoryview(words), len(slots))
+        for slot, pid in enumerate(slots):
+            batch.tasks[slot] = self.m.task_record(pid)
         first, end = 0, len(accesses)
         while first < end:
-            stop, error = self.m.touch_many(memoryview(words), first, end)
+            stop, error = self.m.touch_many(batch, first, end)
             for i in range(first, min(stop + 1, end)):
                 pid, p, write = accesses[i]
                 if armed and i == stop and error == VM_FAULT_OOM:
