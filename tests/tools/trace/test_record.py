@@ -34,6 +34,12 @@ from virtmm.tools.trace.program import Program
 from .live import BACKENDS, MISSING, able, recorded
 
 
+@pytest.fixture(autouse=True)
+def _plain_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded has no sanitizer in it, also when the recorder has (scripts/sanitize.py)."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recording(
     temporary: Path,
