@@ -7,16 +7,9 @@
  * before it is certain that the access succeeds; only page tables made on the way stay.
  */
 #include "fault.h"
+#include "pgtable.h"
 
-enum {
-	PMD_ORDER = PTE_BITS,
-	PMD_SHIFT = PAGE_SHIFT + PTE_BITS,
-	NOT_LOOKED_AT = NR_REFUSED,
-};
-
-static const unsigned level_shift[] = LEVEL_SHIFTS;
-static const u64 level_mask[] = LEVEL_MASKS;
-static const unsigned table_order[] = TABLE_ORDERS;
+enum { NOT_LOOKED_AT = NR_REFUSED };
 
 /**
  * struct walk - what the last access found, for the next
@@ -34,57 +27,9 @@ struct walk {
 	u64 *vma;
 };
 
-static inline int is(u64 pte, u64 mask, u64 on)
-{
-	return (pte & mask) == on;
-}
-
-static inline u64 *table_entry(const struct vk *k, u64 table, u64 index)
-{
-	return k->phys + (table << PAGE_WORDS_SHIFT) + index;
-}
-
 static inline unsigned highest_order(u64 orders)
 {
 	return 63 - (unsigned)__builtin_clzll(orders);
-}
-
-/* Zeroed table of a level, counted from the root; 0 = no memory. */
-static u64 table_alloc(struct vk *k, u64 mm, int depth)
-{
-	unsigned order = table_order[depth];
-	u64 nr = (u64)1 << order;
-	u64 pfn = folio_alloc(k, order, PG_table, ZONE_TABLE);
-
-	if (!pfn)
-		return 0;
-	if (k->fault[FAULT_PHYS_BACKING])
-		clear_pages(k, pfn, nr);
-	k->mm[mm * MM_RECORD + MM_PGTABLES] += nr;
-	k->vmstat[VM_nr_page_table_pages] += nr;
-	k->event[EV_pt_page_alloc * NR_ORDERS] += nr;
-	return pfn;
-}
-
-/* Place of the PMD entry; with alloc missing tables are made. NULL = no table. */
-static u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
-{
-	u64 table = k->mm[mm * MM_RECORD + MM_PGD];
-	int depth = 0;
-
-	for (; depth < PGTABLE_LEVELS - 2; depth++) {
-		u64 *p = table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
-
-		if (!*p) {
-			u64 pfn = alloc ? table_alloc(k, mm, depth + 1) : 0;
-
-			if (!pfn)
-				return NULL;
-			*p = pfn << PTE_PFN_SHIFT | PTE_TABLE;
-		}
-		table = pte_pfn(*p);
-	}
-	return table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
 }
 
 /* Place of the entry, huge or last-level, that the hardware finds; NULL = none. */

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Page tables: walking them and making them. The reference is mm/pgtable.py. */
+#include "pgtable.h"
+
+static const unsigned level_shift[] = LEVEL_SHIFTS;
+static const u64 level_mask[] = LEVEL_MASKS;
+static const unsigned table_order[] = TABLE_ORDERS;
+
+/**
+ * table_alloc - zeroed table of a level, accounted to mm
+ * @depth: level, counted from the root
+ *
+ * Return: its first pfn; 0 when memory is short, and then nothing has changed.
+ */
+u64 table_alloc(struct vk *k, u64 mm, int depth)
+{
+	unsigned order = table_order[depth];
+	u64 nr = (u64)1 << order;
+	u64 pfn = folio_alloc(k, order, PG_table, ZONE_TABLE);
+
+	if (!pfn)
+		return 0;
+	if (k->fault[FAULT_PHYS_BACKING])
+		clear_pages(k, pfn, nr);
+	k->mm[mm * MM_RECORD + MM_PGTABLES] += nr;
+	k->vmstat[VM_nr_page_table_pages] += nr;
+	k->event[EV_pt_page_alloc * NR_ORDERS] += nr;
+	return pfn;
+}
+
+/**
+ * pmd_offset - place of the PMD entry of an address
+ * @alloc: 1 = make the tables that are missing; those made stay
+ *
+ * Return: NULL without a table.
+ */
+u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
+{
+	u64 table = k->mm[mm * MM_RECORD + MM_PGD];
+	int depth = 0;
+
+	for (; depth < PGTABLE_LEVELS - 2; depth++) {
+		u64 *p = table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
+
+		if (!*p) {
+			u64 pfn = alloc ? table_alloc(k, mm, depth + 1) : 0;
+
+			if (!pfn)
+				return NULL;
+			*p = pfn << PTE_PFN_SHIFT | PTE_TABLE;
+		}
+		table = pte_pfn(*p);
+	}
+	return table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
+}
+
+/**
+ * next_pmd - first PMD entry in [address, end) that is not none
+ * @address: in and out: where the entry's part of the range begins; end without one
+ *
+ * Return: its place; NULL without one.
+ */
+u64 *next_pmd(struct vk *k, u64 mm, u64 *address, u64 end)
+{
+	while (*address < end) {
+		u64 table = k->mm[mm * MM_RECORD + MM_PGD];
+		u64 *p = NULL;
+
+		for (int depth = 0; depth < PGTABLE_LEVELS - 1; depth++) {
+			unsigned shift = level_shift[depth];
+			u64 index = *address >> shift & level_mask[depth];
+			u64 most = level_mask[depth] + 1 - index;
+			u64 left = ((end - 1) >> shift) - (*address >> shift) + 1;
+
+			p = table_entry(k, table, index);
+			if (!*p) {
+				if (most > left)
+					most = left;
+				most = check_ptes_none(k, (u64)(p - k->phys), most);
+				*address = ((*address >> shift) + most) << shift;
+				p = NULL;
+				break;
+			}
+			table = pte_pfn(*p);
+		}
+		if (p)
+			return p;
+	}
+	*address = end;
+	return NULL;
+}
