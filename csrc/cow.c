@@ -1,26 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Writes to present, read-only entries, where one page answers: reuse, a copy, or a page for the zero
- * page. The reference is do_wp_page() in mm/memory.py; contiguous blocks, large folios and the further
- * fault paths (ANON_COW_*) are left to Python.
+ * Writes to present, read-only entries: reuse, a copy of one page, or a page for the zero page. The
+ * reference is do_wp_page() in mm/memory.py. What would free a folio or queue it for splitting, and the
+ * further fault paths (ANON_COW_*), are left to Python.
  */
+#include "contpte.h"
 #include "fault.h"
-
-/* Clear the entry for every processor before it maps something else. */
-static void ptep_clear_flush(struct vk *k, u64 pte)
-{
-	k->phys[pte] = 0;
-	k->work[WORK_pte_read]++;
-	k->work[WORK_pte_write]++;
-	k->work[WORK_tlbi]++;
-}
 
 static void wp_page_reuse(struct vk *k, u64 pte)
 {
-	k->phys[pte] = pte_mkwritten(k->phys[pte]);
-	k->work[WORK_pte_read]++;
-	k->work[WORK_pte_write]++;
-	k->work[WORK_tlbi]++;
+	set_access_flags(k, pte, pte_mkwritten(k->phys[pte]));
 	k->vmstat[VM_pgreuse]++;
 	k->event[EV_wp_reuse * NR_ORDERS]++;
 }
@@ -33,6 +22,7 @@ static int wp_zero_page(struct vk *k, const struct fault *f)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])
 		clear_pages(k, folio, 1);
+	read_pte(k, f->pte);
 	ptep_clear_flush(k, f->pte);
 	map_new_folio(k, f, folio, 0);
 	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS]++;
@@ -40,22 +30,80 @@ static int wp_zero_page(struct vk *k, const struct fault *f)
 	return 1;
 }
 
-/* Copy a page of a small anonymous folio that others hold, too. */
-static int wp_page_copy(struct vk *k, const struct fault *f, u64 page)
+/* Take one mapping and one reference from a page of an anonymous folio that keeps others of both. */
+static void put_shared_page(struct vk *k, const struct fault *f, u64 folio, u64 page)
 {
+	u32 *head = page_record(k, folio);
+	u64 unmapped = folio_remove_rmap_range(k, folio, page, 1);
+
+	k->work[WORK_rmap_remove]++;
+	if (CONFIG_MM_ID && head[PAGE_ORDER])
+		folio_sub_mm(k, folio, f->mm, 1);
+	if (!head[PAGE_ORDER] || !head[FOLIO_ENTIRE_MAPCOUNT])
+		k->vmstat[VM_nr_anon_pages] -= unmapped;
+	head[PAGE_REFCOUNT]--;
+}
+
+/* Give the writer a page of its own, where others hold this one of an anonymous folio or of a file. */
+static int wp_page_copy(struct vk *k, const struct fault *f, u64 folio, u64 page)
+{
+	int anon = page_record(k, folio)[PAGE_FLAGS] & PG_anon;
+	u64 *mm = k->mm + f->mm * MM_RECORD;
 	u64 copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
 
 	if (!copy)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])
 		copy_pages(k, copy, page, 1);
+	read_pte(k, f->pte);
 	ptep_clear_flush(k, f->pte);
 	map_new_folio(k, f, copy, 0);
-	k->mm[f->mm * MM_RECORD + MM_ANONPAGES]--;
-	k->work[WORK_rmap_remove]++;
-	k->vmstat[VM_nr_anon_pages] -= folio_remove_rmap_range(k, page, page, 1);
-	page_record(k, page)[PAGE_REFCOUNT]--;
-	k->event[EV_wp_copy * NR_ORDERS]++;
+	if (anon) {
+		mm[MM_ANONPAGES]--;
+		put_shared_page(k, f, folio, page);
+		k->event[EV_wp_copy * NR_ORDERS]++;
+	} else {
+		mm[MM_FILEPAGES]--;
+		k->vmstat[VM_nr_mapped] -= folio_remove_rmap_range(k, folio, page, 1);
+		page_record(k, folio)[PAGE_REFCOUNT]--; /* the page cache has its own */
+		k->event[EV_file_write_fault * NR_ORDERS]++;
+	}
+	return 1;
+}
+
+/* Whether a write may take over a page that was shared once, as in mm/memory.py. */
+static int wp_can_reuse_anon_folio(const u32 *head)
+{
+	if (!head[PAGE_ORDER])
+		return head[PAGE_REFCOUNT] == 1;
+	return CONFIG_MM_ID && !head[FOLIO_MAYBE_SHARED] && head[FOLIO_LARGE_MAPCOUNT] > 1 &&
+	       head[FOLIO_LARGE_MAPCOUNT] == head[PAGE_REFCOUNT];
+}
+
+/* Whether a page's folio stays and needs no splitting when one mapping of the page goes. */
+static int stays_mapped(const u32 *head, const u32 *page)
+{
+	if (head[PAGE_REFCOUNT] < 2)
+		return 0;
+	return !head[PAGE_ORDER] || head[FOLIO_ENTIRE_MAPCOUNT] || page[PAGE_MAPCOUNT] > 1;
+}
+
+static int wp_page(struct vk *k, const struct fault *f, u64 page)
+{
+	u32 *p = page_record(k, page);
+	u32 *head = page_record(k, p[PAGE_HEAD]);
+
+	if (!(head[PAGE_FLAGS] & PG_anon))
+		return wp_page_copy(k, f, p[PAGE_HEAD], page);
+	if (!(p[PAGE_FLAGS] & PG_exclusive)) {
+		if (!wp_can_reuse_anon_folio(head))
+			return stays_mapped(head, p) && wp_page_copy(k, f, p[PAGE_HEAD], page);
+		if (!head[PAGE_ORDER])
+			head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
+		p[PAGE_FLAGS] |= PG_exclusive;
+	}
+	read_pte(k, f->pte);
+	wp_page_reuse(k, f->pte);
 	return 1;
 }
 
@@ -67,27 +115,10 @@ static int wp_page_copy(struct vk *k, const struct fault *f, u64 page)
 int do_wp_page(struct vk *k, const struct fault *f)
 {
 	u64 entry = k->phys[f->pte];
-	u64 page = pte_pfn(entry);
-	u32 *p = page_record(k, page);
 
-	if (k->fault[FAULT_COW] || entry & k->fault[FAULT_CONT_BIT])
+	if (k->fault[FAULT_COW] || !f->vma[VMA_ANON_VMA])
 		return 0;
-	if ((entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON) {
-		if (!wp_zero_page(k, f))
-			return 0;
-	} else {
-		if (p[PAGE_HEAD] != page || p[PAGE_ORDER] || !(p[PAGE_FLAGS] & PG_anon))
-			return 0;
-		if (p[PAGE_FLAGS] & PG_exclusive) {
-			wp_page_reuse(k, f->pte);
-		} else if (p[PAGE_REFCOUNT] == 1) {
-			p[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
-			p[PAGE_FLAGS] |= PG_exclusive;
-			wp_page_reuse(k, f->pte);
-		} else if (!wp_page_copy(k, f, page)) {
-			return 0;
-		}
-	}
-	k->work[WORK_pte_read]++; /* by the walk that found the entry */
-	return 1;
+	if ((entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON)
+		return !(f->vma[VMA_FLAGS] & k->fault[FAULT_TAGS]) && wp_zero_page(k, f);
+	return wp_page(k, f, pte_pfn(entry));
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Accesses, and the faults among them that need nothing unusual: the first touch of anonymous memory
- * below the PMD's order, and of cached files (file_fault.c), and copy on write of single pages (cow.c). The reference is mm/fault.py and mm/memory.py.
+ * below the PMD's order, and of cached files (file_fault.c), and copy on write (cow.c). The reference is
+ * mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
  * before it is certain that the access succeeds; only page tables made on the way stay.
@@ -295,8 +296,7 @@ static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, 
 	u64 *vma = vma_lookup(k, w, w->mm, address);
 	struct fault f = {.vma = vma, .mm = w->mm, .task = task, .address = address};
 
-	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE || !vma[VMA_ANON_VMA] ||
-	    vma[VMA_FLAGS] & k->fault[FAULT_TAGS])
+	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE)
 		return 0;
 	if (!w->table || place != w->table + pte_index(address))
 		return 0; /* a huge entry */

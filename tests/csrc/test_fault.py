@@ -19,6 +19,7 @@ from virtmm.policy import Policy
 
 BASE = 1 << 36
 PAGES = 300
+NO_COW = [f"ANON_COW_{what}=n" for what in ("ZERO", "COPY", "REUSE")]
 
 
 @pytest.fixture
@@ -189,6 +190,54 @@ def test_copy_on_write_without_python(configure, machine_of, in_python, fast):
     assert counts["wp_copy"] == {"0": 20}
     assert counts["wp_reuse"] == 20
     assert counts["wp_zero"] == {"0": 10}
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_pages_of_a_large_folio_are_copied_without_python(configure, machine_of, in_python, fast):
+    m = started(machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}")))
+    assert m.touch_many(accesses(m, range(64)), 0, 64) == (64, 0)
+    assert m.fork(1, 2) == 0
+    assert m.touch(2, BASE, True) == 0
+    in_python.clear()
+    assert m.touch_many(accesses(m, range(1, 64), pid=2), 0, 63) == (63, 0)
+    assert len(in_python) == {"n": 63, "y": 0}[fast]
+    assert m.events()["wp_copy"] == {"0": 64}
+    folio = next(m.mapped_pages(1, BASE, BASE + m.page_size))
+    assert folio.order == 4
+    # The last mapping of each: the folio is queued for splitting, in the end it is freed.
+    assert m.touch_many(accesses(m, range(64)), 0, 64) == (64, 0)
+    assert len(in_python) == {"n": 127, "y": 64}[fast]
+    assert m.events()["anon_free"] == {"4": 4}
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_a_copied_page_leaves_its_contiguous_block(configure, machine_of, in_python, fast):
+    config = resolve("arm64", "contpte", sets=["MEMORY_MB=64", f"FAST_FAULT={fast}", *NO_COW])
+    m = started(machine_of(config))
+    m.set("enabled", "always")
+    assert m.touch_many(accesses(m, range(64)), 0, 64) == (64, 0)
+    assert m.fork(1, 2) == 0
+    assert m.touch(2, BASE, True) == 0
+    in_python.clear()
+    unfolds = m.work()["contpte_unfold"]
+    assert m.touch_many(accesses(m, range(16, 64, 8), pid=2), 0, 6) == (6, 0)
+    assert len(in_python) == {"n": 6, "y": 0}[fast]
+    assert m.work()["contpte_unfold"] == unfolds + 3
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_writes_to_pages_of_files_that_were_read(configure, machine_of, in_python, fast):
+    m = machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}"))
+    m.spawn(1)
+    file = m.open(7, PAGES * m.page_size)
+    assert m.mmap(1, BASE, 50 * m.page_size, 3, 2, file, 0) == 0
+    assert m.touch_many(accesses(m, range(20), 0), 0, 20) == (20, 0)
+    assert m.touch(1, BASE, True) == 0
+    in_python.clear()
+    assert m.touch_many(accesses(m, range(1, 20)), 0, 19) == (19, 0)
+    assert len(in_python) == {"n": 19, "y": 0}[fast]
+    assert m.events()["file_write_fault"] == 20
+    assert m.rss(1) == 32 * m.page_size
 
 
 def test_an_armed_failure_is_met(configure):

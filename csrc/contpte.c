@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Changes of single last-level entries, and the contiguous blocks they may be in. The reference, with the
+ * rule for what is counted, is mm/contpte.py.
+ */
+#include "contpte.h"
+
+static u64 young_dirty(const struct vk *k, u64 first)
+{
+	u64 found = 0;
+
+	for (u64 i = first; i < first + k->fault[FAULT_CONT_NR]; i++) {
+		if ((k->phys[i] & PTE_YOUNG_MASK) == PTE_YOUNG_ON)
+			found |= PTE_YOUNG_ON;
+		if ((k->phys[i] & PTE_DIRTY_MASK) == PTE_DIRTY_ON)
+			found |= PTE_DIRTY_ON;
+	}
+	return found;
+}
+
+/** unfold - take the contiguous bit from the block of an entry; young and dirty of any are those of all */
+void unfold(struct vk *k, u64 pte)
+{
+	u64 bit = k->fault[FAULT_CONT_BIT];
+	u64 nr = k->fault[FAULT_CONT_NR];
+	u64 first;
+
+	if (!(k->phys[pte] & bit))
+		return;
+	first = pte & ~(nr - 1);
+	modify_ptes(k, first, bit, young_dirty(k, first), nr);
+	k->work[WORK_contpte_unfold]++;
+	k->work[WORK_pte_read] += nr;
+	k->work[WORK_pte_write] += 2 * nr;
+	k->work[WORK_tlbi]++;
+}
+
+/** read_pte - count the read of a present entry: young and dirty of a block are those of all its entries */
+void read_pte(struct vk *k, u64 pte)
+{
+	k->work[WORK_pte_read] +=
+		k->phys[pte] & k->fault[FAULT_CONT_BIT] ? k->fault[FAULT_CONT_NR] : 1;
+}
+
+/** ptep_clear_flush - make an entry none, for every processor, before it maps something else */
+void ptep_clear_flush(struct vk *k, u64 pte)
+{
+	unfold(k, pte);
+	k->phys[pte] = 0;
+	k->work[WORK_pte_read]++;
+	k->work[WORK_pte_write]++;
+	k->work[WORK_tlbi]++;
+}
+
+/** set_access_flags - replace an entry by one with more rights, or with young and dirty set */
+void set_access_flags(struct vk *k, u64 pte, u64 entry)
+{
+	u64 old = k->phys[pte];
+	u64 bit = k->fault[FAULT_CONT_BIT];
+	u64 nr = k->fault[FAULT_CONT_NR];
+	u64 marks = PTE_YOUNG_MASK | PTE_DIRTY_MASK;
+
+	read_pte(k, pte);
+	if (old == entry)
+		return;
+	k->work[WORK_tlbi]++;
+	if ((old ^ entry) & PTE_WRITE_MASK) {
+		unfold(k, pte);
+	} else if (old & bit) {
+		modify_ptes(k, pte & ~(nr - 1), marks, entry & marks, nr);
+		k->work[WORK_pte_read] += nr;
+		k->work[WORK_pte_write] += nr;
+		return;
+	}
+	k->phys[pte] = entry & ~bit;
+	k->work[WORK_pte_write]++;
+}

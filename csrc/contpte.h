@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Last-level entries and their contiguous blocks. */
+#ifndef VK_CONTPTE_H
+#define VK_CONTPTE_H
+
+#include "core.h"
+
+void unfold(struct vk *k, u64 pte);
+void read_pte(struct vk *k, u64 pte);
+void ptep_clear_flush(struct vk *k, u64 pte);
+void set_access_flags(struct vk *k, u64 pte, u64 entry);
+
+#endif
