@@ -219,6 +219,17 @@ enum { CONTENT_BYTES = CONTENT_PAGES << PAGE_SHIFT };
 
 static u8 kept_bytes[CONTENT_BYTES], wanted_bytes[CONTENT_BYTES];
 
+/* Let the core zero and copy by methods that this CPU has; machines without a core have libc's. */
+static void choose_methods(struct vk *k, struct input *in)
+{
+	for (int class = 0; class < METHOD_COPY - METHOD_CLEAR; class++) {
+		unsigned clear = (unsigned)below(in, 8), copy = (unsigned)below(in, 8);
+
+		k->method[METHOD_CLEAR + class] = method_usable(clear) ? clear : 0;
+		k->method[METHOD_COPY + class] = method_usable(copy) ? copy : 0;
+	}
+}
+
 /* Borrow the contents of the last pages of memory and fill them, the pages all different. */
 static u8 *borrow_contents(struct vk *k, struct input *in)
 {
@@ -226,6 +237,7 @@ static u8 *borrow_contents(struct vk *k, struct input *in)
 	u8 *bytes = (u8 *)(k->phys + (pfn << PAGE_WORDS_SHIFT));
 	int fill = (int)take(in, 1);
 
+	choose_methods(k, in);
 	memcpy(kept_bytes, bytes, CONTENT_BYTES);
 	for (int i = 0; i < CONTENT_PAGES; i++)
 		memset(bytes + ((u64)i << PAGE_SHIFT), fill + i, (u64)1 << PAGE_SHIFT);
