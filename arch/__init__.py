@@ -16,6 +16,11 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in _here.glob("*/arch.py"))
 
 
+def reference() -> str:
+    """Return the architecture that commands take where none is named; its arch.py says that it is it."""
+    return next(name for name in names() if load_arch(name).reference)
+
+
 def arch_folder(name: str, arch_dir: Path | None = None) -> Path:
     """Return the folder of an architecture; ``arch_dir`` is one outside the tree."""
     folder = arch_dir if arch_dir is not None else _here / name

@@ -5,6 +5,13 @@ The whole contract of an architecture: what ``arch/<name>/arch.py`` fills in.
 An architecture is data. ``arch.py`` binds one global, ``ARCH = ArchParams(...)``, and has no logic.
 Everything is checked when the object is made; a wrong value raises ArchError with the field, the value
 and what was expected. Bit numbers and masks are those of the hardware page-table format.
+
+Tiers, of which only the first must be there (``virtmm arch-check`` says which are):
+
+    geometry    Geometry and PteFormat; Kconfig gives PAGE_SHIFT and ARCH_FORCE_MAX_ORDER
+    THP         Kconfig selects HAVE_ARCH_TRANSPARENT_HUGEPAGE; ARCH_FORCE_MAX_ORDER reaches the PMD's order
+    contiguous  PteFormat.cont and Geometry.cont_order; a symbol of Kconfig selects CONTPTE
+    costs       costs.csv in the folder, measured on that machine (Documentation/costs.md)
 """
 
 from __future__ import annotations
@@ -65,7 +72,8 @@ class PteFormat:
 
     Attributes:
         user: bits set in every user leaf entry besides the attributes below (type, cacheability, user).
-        table: bits set in an entry that points to the next level.
+            From the manual, or from what the kernel calls PAGE_NONE to PAGE_SHARED_EXEC (asm/pgtable.h).
+        table: bits set in an entry that points to the next level (pmd_populate()).
         present: the entry maps something; must be on in ``user`` and ``table`` alike.
         write, young, dirty, special: as pte_write(), pte_young(), pte_dirty(), pte_special().
         exec: user code may be fetched.
@@ -148,11 +156,12 @@ class Geometry:
     The page table for one base page size.
 
     Attributes:
-        page_shift: log2 of the base page in bytes.
-        levels: from the root to ``pte``; the last two must be named ``pmd`` and ``pte``.
-        va_bits: bits of a user address that the table translates.
-        cont_order: log2 of the last-level entries in a contiguous block; 0 = none.
-        task_size: first address that no user mapping reaches (TASK_SIZE); 0 = 2**va_bits.
+        page_shift: log2 of the base page in bytes (PAGE_SHIFT).
+        levels: from the root to ``pte``; the last two must be named ``pmd`` and ``pte``. Index bits are
+            log2 of PTRS_PER_PGD to PTRS_PER_PTE; folded levels are left out.
+        va_bits: bits of a user address that the table translates: page_shift and all index bits.
+        cont_order: log2 of the last-level entries in a contiguous block (CONT_PTES); 0 = none.
+        task_size: first address in bytes that no user mapping reaches (TASK_SIZE); 0 = 2**va_bits.
     """
 
     page_shift: int
@@ -187,6 +196,11 @@ class Geometry:
                     f"{where}.levels.{lv.name}: {lv.bits} bits do not fit a table of "
                     f"{1 << MAX_TABLE_ORDER} pages (at most {most})"
                 )
+        if not isinstance(self.cont_order, int) or not 0 <= self.cont_order <= self.pmd_order:
+            raise ArchError(
+                f"{where}.cont_order: {self.cont_order} is not log2 of a power of two of entries, "
+                f"0 to {self.pmd_order}"
+            )
         total = self.page_shift + sum(lv.bits for lv in self.levels)
         if total != self.va_bits:
             raise ArchError(
@@ -213,7 +227,10 @@ class ArchParams:
             does it in ascending order; else it is clear_huge_page()'s, the faulting page last.
         gfp_zerotags: memory has tags. PROT_MTE asks for them, and the allocator clears them with the
             page (__GFP_ZEROTAGS).
-        sources: field -> where the number comes from, for whoever checks it.
+        reference: commands take this architecture where none is named, and its cost figures where an
+            architecture has none of its own; one in the tree is it.
+        sources: field -> where the number comes from, for whoever checks it: at least "geometries" and
+            "pte", the manual and the kernel's file with its release.
     """
 
     name: str
@@ -223,6 +240,7 @@ class ArchParams:
     pte: PteFormat
     gfp_zero: bool = False
     gfp_zerotags: bool = False
+    reference: bool = False
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -235,7 +253,10 @@ class ArchParams:
         if self.gfp_zerotags and not self.gfp_zero:
             raise ArchError(f"{self.name}.gfp_zerotags: needs gfp_zero, tags go with the contents")
         for g in self.geometries:
-            g.check(f"{self.name}.geometries[{g.page_shift}]")
+            where = f"{self.name}.geometries[{g.page_shift}]"
+            g.check(where)
+            if g.cont_order and self.pte.cont is None:
+                raise ArchError(f"{where}.cont_order: {g.cont_order} needs a bit, pte.cont")
             self.pte.check(f"{self.name}.pte", g.page_shift)
 
     def geometry(self, page_shift: int) -> Geometry:

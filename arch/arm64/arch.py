@@ -40,6 +40,7 @@ ARCH = ArchParams(
     ),
     gfp_zero=True,
     gfp_zerotags=True,
+    reference=True,
     sources={
         "geometries": "Arm ARM D8 (translation granules); 48/47/48-bit user VA as distributions build",
         "pte": "Arm ARM D8.3 (descriptor formats); software bits 55, 56, 58 as Linux 6.12 uses them",

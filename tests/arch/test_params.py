@@ -4,7 +4,7 @@
 import dataclasses
 
 import pytest
-from virtmm.arch import load_arch, names
+from virtmm.arch import load_arch, names, reference
 from virtmm.arch.params import ArchError, ArchParams, Attr, Geometry, Level
 
 LEVELS = tuple(Level(name, 9) for name in ("pgd", "pud", "pmd", "pte"))
@@ -254,3 +254,27 @@ def test_a_folder_without_a_description(tmp_path):
     assert (
         str(e.value) == f"{tmp_path}: no arch.py in it; --arch-dir wants a folder like arch/arm64"
     )
+
+
+# Tiers
+
+
+@pytest.mark.parametrize("order", [-1, 10, 4.585])
+def test_a_contiguous_block_is_a_power_of_two_of_entries(order):
+    """An order is log2: 24 entries have none."""
+    good = dataclasses.replace(GOOD.geometries[0], cont_order=order)
+    message = refusal(geometries=(good,), cont=Attr.bit(58))
+    assert message == (
+        f"x86.geometries[12].cont_order: {order} is not log2 of a power of two of entries, 0 to 9"
+    )
+
+
+def test_contiguous_blocks_need_their_bit():
+    good = dataclasses.replace(GOOD.geometries[0], cont_order=4)
+    assert params(geometries=(good,), cont=Attr.bit(58)).geometries == (good,)
+    message = refusal(geometries=(good,))
+    assert message == "x86.geometries[12].cont_order: 4 needs a bit, pte.cont"
+
+
+def test_one_architecture_is_the_reference():
+    assert [name for name in names() if load_arch(name).reference] == [reference()]
