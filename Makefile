@@ -2,7 +2,8 @@
 #
 # Targets have the kernel's names where the kernel has such a target. "make help" lists them.
 
-ARCH   ?= arm64
+# The architecture that says of itself that it stands where none is named.
+ARCH   ?= $(patsubst arch/%/arch.py,%,$(shell grep -l '^    reference=True' arch/*/arch.py))
 O      ?= .
 PYTHON ?= python3
 VENV   ?= .venv
@@ -33,7 +34,8 @@ MAKEFLAGS += -rR
 .SUFFIXES:
 
 .PHONY: help setup setup-test menuconfig guiconfig defconfig olddefconfig savedefconfig \
-	listnewconfig core run test san fuzz bench bench-once bench-real predict-check check clean mrproper
+	listnewconfig core run test san fuzz bench bench-once bench-real predict-check check clean mrproper \
+	new-arch arch-check
 
 help:
 	@echo 'Run:'
@@ -60,6 +62,8 @@ help:
 	@echo '  bench-once      - run each benchmark once, untimed, for its assertions (CI)'
 	@echo '  bench-real      - the same operations on the running kernel and on a virtual one, in turns'
 	@echo '  predict-check   - predict programs, run them on this kernel, compare (root, changes THP)'
+	@echo '  new-arch        - write arch/ARCH: make new-arch ARCH=foo PAGE=8K LEVELS=10,10,10 CONT=32'
+	@echo '  arch-check      - check the architecture ARCH on each of its kernels'
 	@echo '  check           - lint, format, types, import rule, spelling'
 	@echo '  setup           - only make or update the virtual environment'
 	@echo '  clean           - remove what was built, .config and the environment stay'
@@ -114,6 +118,13 @@ bench-real: setup
 
 predict-check: setup
 	$(Q)$(PY) -m scripts.predict_check
+
+new-arch: setup
+	$(Q)$(VENV)/bin/virtmm new-arch $(ARCH) $(if $(PAGE),--page $(PAGE)) \
+		$(if $(LEVELS),--levels $(LEVELS)) $(if $(CONT),--cont $(CONT)) $(if $(IN),--in $(IN))
+
+arch-check: setup
+	$(Q)$(VENV)/bin/virtmm arch-check $(if $(ARCH_DIR),--arch-dir $(ARCH_DIR),--arch $(ARCH))
 
 check: setup-test
 	$(Q)$(PY) scripts/check.py

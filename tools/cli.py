@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+from virtmm.tools.commands.arch import arch_check_command, new_arch_command
 from virtmm.tools.commands.output import fail, interrupted
 from virtmm.tools.commands.predict import predict_check_command
 from virtmm.tools.commands.replay import compare, replay
@@ -83,10 +84,12 @@ def main() -> None:
 
 
 for command in (
+    arch_check_command,
     compare,
     generate,
     import_,
     inspect,
+    new_arch_command,
     predict_check_command,
     record,
     replay,

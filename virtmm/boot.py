@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from virtmm import kbuild
 from virtmm.arch import load_arch
+from virtmm.arch.params import ArchError
 from virtmm.kconfig import ConfigError, ResolvedConfig
 from virtmm.knobs import KnobSet
 from virtmm.methods import choose
@@ -141,10 +142,22 @@ def check_settings(
     config: ResolvedConfig, settings: Sequence[str], arch_dir: Path | None = None
 ) -> None:
     """Raise what boot() would raise about the configuration and the settings, and do nothing else."""
-    arch = load_arch(config.arch, arch_dir)
+    arch = load_arch(config.arch, arch_dir or config.arch_dir)
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
+    _check_huge(arch, geometry, config)
     _, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
     _check_memory(arch, geometry, machine_config(config, mem))
+
+
+def _check_huge(arch: ArchParams, geometry: Geometry, config: ResolvedConfig) -> None:
+    """Raise ArchError when the buddy allocator has no block for a huge page."""
+    most = int(config["ARCH_FORCE_MAX_ORDER"])
+    if config.get("TRANSPARENT_HUGEPAGE") and geometry.pmd_order > most:
+        raise ArchError(
+            f"{arch.name}.geometries[{geometry.page_shift}].levels.pte: {geometry.pmd_order} bits make "
+            f"huge pages of that order, ARCH_FORCE_MAX_ORDER={most} holds none; raise it, "
+            "or TRANSPARENT_HUGEPAGE=n"
+        )
 
 
 def _check_memory(arch: ArchParams, geometry: Geometry, config: Config) -> None:
@@ -191,8 +204,9 @@ def boot(
         raise ConfigError(
             "failures were asked for, but FAULT_INJECTION is n; set FAULT_INJECTION=y"
         )
-    arch = load_arch(config.arch, arch_dir)
+    arch = load_arch(config.arch, arch_dir or config.arch_dir)
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
+    _check_huge(arch, geometry, config)
     knobs, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
     mm_config = machine_config(config, mem)
     _check_memory(arch, geometry, mm_config)

@@ -46,8 +46,10 @@ def cache_folder() -> Path:
 
 
 def load_core_of(config: ResolvedConfig) -> Core | None:
-    """Return the core of a configuration of an architecture in the tree; None with C_RANGES=n."""
-    return load_core(config, load_arch(config.arch)) if config.get("C_RANGES", True) else None
+    """Return the core of a configuration; None with C_RANGES=n."""
+    if not config.get("C_RANGES", True):
+        return None
+    return load_core(config, load_arch(config.arch, config.arch_dir))
 
 
 def load_core(config: ResolvedConfig, arch: ArchParams) -> Core:

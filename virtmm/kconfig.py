@@ -28,6 +28,7 @@ import kconfiglib
 from virtmm import topdir
 from virtmm.arch import arch_folder, load_arch
 from virtmm.arch import names as arch_names
+from virtmm.arch import reference as reference_arch
 
 # Raised here too, and tools/ may not look into arch/: its public name for them.
 from virtmm.arch.params import ArchError as ArchError
@@ -65,12 +66,14 @@ class ResolvedConfig:
             False; an integer without a value (an architecture need not give one) is absent.
         text: the same as the content of a .config file.
         hash: SHA-256 over the sorted values, hexadecimal.
+        arch_dir: folder of the architecture when it is outside the tree.
     """
 
     arch: str
     values: Mapping[str, bool | int | str]
     text: str
     hash: str
+    arch_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Make the values read-only."""
@@ -78,7 +81,10 @@ class ResolvedConfig:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let other processes have it; a read-only mapping cannot be pickled."""
-        return ResolvedConfig, (self.arch, dict(self.values), self.text, self.hash)
+        return ResolvedConfig, (
+            *(self.arch, dict(self.values), self.text, self.hash),
+            self.arch_dir,
+        )
 
     def __getitem__(self, name: str) -> bool | int | str:
         """Return a value; KeyError when the symbol is unknown or has none."""
@@ -140,8 +146,12 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
     if problems:
         raise ConfigError(_foreign(kconf, arch, layers) or "\n".join(problems))
     values = _values(kconf)
+    for symbol in ("PAGE_SHIFT", "ARCH_FORCE_MAX_ORDER"):
+        if symbol not in values:
+            where = _shown(arch_folder(arch, arch_dir) / "Kconfig")
+            raise ConfigError(f"{where}: {symbol} has no value; define it with a default")
     digest = hashlib.sha256(repr(sorted(values.items())).encode())
-    return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest())
+    return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest(), arch_dir)
 
 
 def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> str:
@@ -155,6 +165,11 @@ def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> str:
 
 
 # Files and names
+
+
+def default_arch() -> str:
+    """Return the architecture of commands where none is named."""
+    return reference_arch()
 
 
 def host_arch() -> str:
@@ -328,7 +343,7 @@ def open_kconfig(arch: str, arch_dir: Path | None = None) -> _Kconfig:
     """
     folder = arch_folder(arch, arch_dir)
     if not (folder / "Kconfig").is_file():
-        raise ConfigError(f"{folder}: no Kconfig in it; arch/arm64/Kconfig is an example")
+        raise ConfigError(f"{folder}: no Kconfig in it; virtmm new-arch writes one")
     top = topdir()
     # Relative, also to a folder outside the tree, so that "arch/$(SRCARCH)/Kconfig" finds it.
     srcarch = os.path.relpath(folder.resolve(), top / "arch")

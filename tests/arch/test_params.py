@@ -252,7 +252,7 @@ def test_a_folder_without_a_description(tmp_path):
     with pytest.raises(ArchError) as e:
         load_arch("toy", tmp_path)
     assert (
-        str(e.value) == f"{tmp_path}: no arch.py in it; --arch-dir wants a folder like arch/arm64"
+        str(e.value) == f"{tmp_path}: no arch.py in it; virtmm new-arch writes one"
     )
 
 

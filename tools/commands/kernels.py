@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from virtmm.tools.commands.output import TRACE
 
 from virtmm.boot import BootError, check_policy, check_settings
-from virtmm.kconfig import resolve
+from virtmm.kconfig import default_arch, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from virtmm.kconfig import ResolvedConfig
     from virtmm.policy import Policy
@@ -31,12 +32,32 @@ policy_option = click.option(
     help="Ask thp_get_order() of this file for the size of each folio (Documentation/policies.md), "
     "in every kernel with large folios.",
 )
-arch_option = click.option(
-    "--arch",
-    default="arm64",
-    show_default=True,
-    help="Architecture of the virtual machine, a folder below arch/.",
-)
+
+
+def arch_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --arch and --arch-dir; the command gets ``arch``, always a name, and ``arch_dir``."""
+
+    @functools.wraps(command)
+    def named(arch: str | None, arch_dir: Path | None, **kw: Any) -> None:
+        name = arch or (arch_dir.resolve().name if arch_dir else default_arch())
+        command(arch=name, arch_dir=arch_dir, **kw)
+
+    for option in (
+        click.option(
+            "--arch-dir",
+            type=TRACE,
+            metavar="DIR",
+            help="Folder of an architecture outside the tree (virtmm new-arch writes one).",
+        ),
+        click.option(
+            "--arch",
+            show_default=default_arch(),
+            help="Architecture of the virtual machine, a folder below arch/.",
+        ),
+    ):
+        named = option(named)
+    return named
+
 
 
 def split_sets(sets: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -54,10 +75,12 @@ def own_knobs(
     return [k for k in knobs if not re.match(r"(hugepages-)?\d+kB|thp_anon=", k)]
 
 
-def kernel_config(arch: str, name: str, symbols: list[str]) -> ResolvedConfig:
+def kernel_config(
+    arch: str, name: str, symbols: list[str], arch_dir: Path | None = None
+) -> ResolvedConfig:
     """Return the kernel of a name in a list of kernels, NAME or NAME+FRAGMENT+…, as replay calls it."""
     defconfig, *fragments = [name] if Path(name).exists() else name.split("+")
-    return resolve(arch, defconfig, fragments, symbols)
+    return resolve(arch, defconfig, fragments, symbols, arch_dir)
 
 
 def own_policies(configs: Mapping[str, ResolvedConfig], policy: Policy | None) -> dict[str, Policy]:

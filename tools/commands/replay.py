@@ -72,6 +72,7 @@ def check_why(why: bool, fmt: str) -> None:
 def replay(
     trace: Path,
     arch: str,
+    arch_dir: Path | None,
     defconfig: str,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
@@ -85,7 +86,7 @@ def replay(
     check_why(why, fmt)
     policy = load_policy(policy_file) if policy_file else None
     symbols, knobs = split_sets(sets)
-    config = resolve(arch, defconfig, fragments, symbols)
+    config = resolve(arch, defconfig, fragments, symbols, arch_dir)
     check_settings(config, knobs)
     if policy:
         check_policy(config, policy)
@@ -124,6 +125,7 @@ def replay(
 def compare(
     traces: tuple[Path, ...],
     arch: str,
+    arch_dir: Path | None,
     kernels: str | None,
     sets: tuple[str, ...],
     policy_file: Path | None,
@@ -138,8 +140,10 @@ def compare(
     check_why(why, fmt)
     policy = load_policy(policy_file) if policy_file else None
     symbols, knobs = split_sets(sets)
-    names = defconfigs(arch) if kernels is None else [n.strip() for n in kernels.split(",")]
-    configs = {name: kernel_config(arch, name, symbols) for name in names}
+    names = (
+        defconfigs(arch, arch_dir) if kernels is None else [n.strip() for n in kernels.split(",")]
+    )
+    configs = {name: kernel_config(arch, name, symbols, arch_dir) for name in names}
     settings = {
         name: own_knobs(config, knobs, configs.values()) for name, config in configs.items()
     }

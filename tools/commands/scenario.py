@@ -51,10 +51,14 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def scenario_config(
-    arch: str, defconfig: str, fragments: tuple[str, ...], sets: tuple[str, ...]
+    arch: str,
+    arch_dir: Path | None,
+    defconfig: str,
+    fragments: tuple[str, ...],
+    sets: tuple[str, ...],
 ) -> ResolvedConfig:
     """Return the kernel for scenarios: its memory has contents, since they read what they wrote."""
-    return resolve(arch, defconfig, fragments, [*sets, "PHYS_BACKING=y"])
+    return resolve(arch, defconfig, fragments, [*sets, "PHYS_BACKING=y"], arch_dir)
 
 
 @scenario.command("run")
@@ -67,13 +71,14 @@ def scenario_run(
     work: bool,
     policy_file: Path | None,
     arch: str,
+    arch_dir: Path | None,
     defconfig: str,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
 ) -> None:
     """Print the kernel's answer to each scenario file: one JSON object a line."""
     policy = load_policy(policy_file) if policy_file else None
-    config = scenario_config(arch, defconfig, fragments, sets)
+    config = scenario_config(arch, arch_dir, defconfig, fragments, sets)
     if policy:
         check_policy(config, policy)
     for file in files:  # refuse a bad scenario before any is run
@@ -91,8 +96,13 @@ def scenario_run(
 @click.argument("file", type=TRACE)
 @scenario_options
 def scenario_show(
-    file: Path, arch: str, defconfig: str, fragments: tuple[str, ...], sets: tuple[str, ...]
+    file: Path,
+    arch: str,
+    arch_dir: Path | None,
+    defconfig: str,
+    fragments: tuple[str, ...],
+    sets: tuple[str, ...],
 ) -> None:
     """Draw the kernel's answer to a scenario: the pages of each process, coloured by folio order."""
-    config = scenario_config(arch, defconfig, fragments, sets)
+    config = scenario_config(arch, arch_dir, defconfig, fragments, sets)
     show_scenario(run_scenario(file, config), Console(highlight=False))

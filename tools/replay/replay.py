@@ -421,7 +421,7 @@ def replay(
         TraceError, ConfigError, BuildError, ArchError, BootError, CostError, PolicyError: what, where,
             next step.
     """
-    folder = arch_dir or topdir() / "arch" / config.arch
+    folder = arch_dir or config.arch_dir or topdir() / "arch" / config.arch
     with Machine(config, settings, arch_dir=arch_dir, policy=policy) as machine:
         costs = load_costs(folder, machine.page_size, str(config["COST_RELEASE"]))
         run = Replay(machine, reader)

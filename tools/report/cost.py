@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from virtmm import topdir
+from virtmm.kconfig import default_arch
+
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 COMPONENT = "component:"
-FALLBACK_ARCH = "arm64"
 ENTRY_BYTES = 8
 
 # Events that count pages; the other by-order events count folios (or faults, which is the same).
@@ -144,7 +146,7 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
         page_size: base page in bytes.
         release: kernel release, e.g. "6.12".
 
-    SIMPLIFIED: in this order, an architecture without a table uses arm64's; a release without one
+    SIMPLIFIED: in this order, an architecture without a table uses the reference architecture's; a release without one
     uses the next older that has, else the oldest; a page size without one uses the nearest (by
     ratio; of two equally near the smaller), see _rescale().
 
@@ -157,8 +159,9 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
     simplified = []
     path = folder / "costs.csv"
     if not path.is_file():
-        path = folder.parent / FALLBACK_ARCH / "costs.csv"
-        simplified.append(f"{folder.name} has no cost table: {FALLBACK_ARCH}'s is used")
+        reference = default_arch()
+        path = topdir() / "arch" / reference / "costs.csv"
+        simplified.append(f"{folder.name} has no cost table: {reference}'s is used")
     tables = _read(path)
     releases = sorted({r for r, _ in tables}, key=_release_key)
     older = [r for r in releases if _release_key(r) <= wanted]
