@@ -26,9 +26,7 @@ def arch_folder(name: str, arch_dir: Path | None = None) -> Path:
     folder = arch_dir if arch_dir is not None else _here / name
     if not (folder / "arch.py").is_file():
         if arch_dir is not None:
-            raise ArchError(
-                f"{folder}: no arch.py in it; virtmm new-arch writes one"
-            )
+            raise ArchError(f"{folder}: no arch.py in it; virtmm new-arch writes one")
         raise ArchError(f"unknown architecture {name!r}; choose one of: {', '.join(names())}")
     return folder
 

@@ -13,7 +13,8 @@ from virtmm.arch import load_arch, names
 from virtmm.arch.params import ArchParams, Geometry
 
 from scripts.document import TOP, write_or_check
-from virtmm.kconfig import resolve
+from virtmm.arch_check import Subject, missing
+from virtmm.kconfig import defconfigs, resolve
 
 OUTPUT = TOP / "Documentation" / "architectures.md"
 
@@ -31,6 +32,22 @@ of the v1 series in a mapping not eligible for THP, and in one that is, where th
 | architecture | page | table bits | PMD | user space | zeroing | large folios |
 |---|---|---|---|---|---|---|
 """
+
+
+TIERS = """
+What each has, by the tiers of `arch/params.py` (`virtmm arch-check`), and its kernels besides base pages.
+
+| architecture | THP | contiguous | costs | kernels |
+|---|---|---|---|---|
+"""
+
+
+def tier_row(name: str) -> str:
+    """Return the line of one architecture in the table of tiers."""
+    lacks = missing(Subject(name))
+    kernels = [k for k in defconfigs(name) if not k.startswith("baseline_")]
+    cells = ["" if t in lacks else "yes" for t in ("THP", "contiguous", "costs")]
+    return "| " + " | ".join([name, *cells, ", ".join(kernels)]) + " |\n"
 
 
 def size(nr_bytes: int) -> str:
@@ -74,7 +91,8 @@ def row(arch: ArchParams, geometry: Geometry) -> str:
 def render() -> str:
     """Return the whole document."""
     archs = [load_arch(name) for name in names()]
-    return HEADER + "".join(row(arch, g) for arch in archs for g in arch.geometries)
+    rows = "".join(row(arch, g) for arch in archs for g in arch.geometries)
+    return HEADER + rows + TIERS + "".join(tier_row(arch.name) for arch in archs)
 
 
 def main() -> int:

@@ -251,9 +251,7 @@ def test_a_description_that_is_none(outside, text, message):
 def test_a_folder_without_a_description(tmp_path):
     with pytest.raises(ArchError) as e:
         load_arch("toy", tmp_path)
-    assert (
-        str(e.value) == f"{tmp_path}: no arch.py in it; virtmm new-arch writes one"
-    )
+    assert str(e.value) == f"{tmp_path}: no arch.py in it; virtmm new-arch writes one"
 
 
 # Tiers

@@ -59,7 +59,6 @@ def arch_option(command: Callable[..., None]) -> Callable[..., None]:
     return named
 
 
-
 def split_sets(sets: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return (Kconfig assignments, run-time knobs) of --set; Kconfig symbols are upper case."""
     symbols = [s for s in sets if re.match(r"(CONFIG_)?[A-Z][A-Z0-9_]*=", s)]
