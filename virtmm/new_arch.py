@@ -46,24 +46,24 @@ ARCH = ArchParams(
 _KCONFIG = """# SPDX-License-Identifier: GPL-2.0-only
 
 config {symbol}
-	def_bool y
-	select HAVE_ARCH_TRANSPARENT_HUGEPAGE
+\tdef_bool y
+\tselect HAVE_ARCH_TRANSPARENT_HUGEPAGE
 
 config PAGE_SHIFT
-	int
-	default {shift}
+\tint
+\tdefault {shift}
 
 config ARCH_FORCE_MAX_ORDER
-	int
-	default {max_order}
+\tint
+\tdefault {max_order}
 """
 _CONTPTE = """
 config {symbol}_CONTPTE
-	bool "Contiguous PTE mappings for user memory"
-	depends on TRANSPARENT_HUGEPAGE
-	select CONTPTE
-	help
-	  Mark aligned runs of {cont} entries of one folio as contiguous.
+\tbool "Contiguous PTE mappings for user memory"
+\tdepends on TRANSPARENT_HUGEPAGE
+\tselect CONTPTE
+\thelp
+\t  Mark aligned runs of {cont} entries of one folio as contiguous.
 """
 _THP = "CONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_TRANSPARENT_HUGEPAGE_MADVISE=y\n"
 

@@ -4,9 +4,11 @@
 import pytest
 from virtmm.arch import names
 from virtmm.arch.params import ArchError
+from virtmm.mm import contpte, pgtable
 
 from virtmm.arch_check import arch_check
-from virtmm.mm import contpte, pgtable
+from virtmm.kconfig import resolve
+from virtmm.machine import Machine
 from virtmm.new_arch import new_arch, parse_shape
 
 
@@ -76,10 +78,7 @@ def test_the_port_is_right_without_the_mistake(port):
 
 
 def test_a_huge_page_that_no_block_holds_is_refused_at_boot(tmp_path):
-    from virtmm.kconfig import resolve
-    from virtmm.machine import Machine
-
-    with pytest.raises(ArchError, match="levels.pte: 9 bits .* ARCH_FORCE_MAX_ORDER=8 holds none"):
+    with pytest.raises(ArchError, match=r"levels.pte: 9 bits .* ARCH_FORCE_MAX_ORDER=8 holds none"):
         folder = new_arch("foo", parse_shape("4K", "9,9,9", "0"), tmp_path)
         text = (folder / "Kconfig").read_text()
         (folder / "Kconfig").write_text(text.replace("default 10", "default 8"))

@@ -146,9 +146,9 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
         page_size: base page in bytes.
         release: kernel release, e.g. "6.12".
 
-    SIMPLIFIED: in this order, an architecture without a table uses the reference architecture's; a release without one
-    uses the next older that has, else the oldest; a page size without one uses the nearest (by
-    ratio; of two equally near the smaller), see _rescale().
+    SIMPLIFIED: in this order, an architecture without a table uses the reference architecture's; a
+    release without one uses the next older that has, else the oldest; a page size without one uses
+    the nearest (by ratio; of two equally near the smaller), see _rescale().
 
     Raises:
         CostError: no table at all, a malformed one, or a page size or release that is none.
