@@ -33,7 +33,8 @@ def words(path):
     if path.suffix == ".py":
         return list(python_words(text))
     if path.suffix in (".c", ".h"):
-        return [re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S)]
+        # What the compiler defines is the host that the core runs on.
+        return [re.sub(r"/\*.*?\*/|//[^\n]*|\b__\w+__\b", "", text, flags=re.S)]
     return [re.sub(r"^#.*", "", text, flags=re.M)]
 
 
