@@ -114,8 +114,8 @@ def test_a_shape_that_is_none(words, message):
 
 
 def test_nothing_is_left_of_a_refused_architecture(tmp_path):
-    with pytest.raises(ArchError, match="pte: 13 bits do not fit"):
-        new_arch("foo", parse_shape("4K", "9,9,13", "0"), tmp_path)
+    with pytest.raises(ArchError, match="pte: 14 bits do not fit"):
+        new_arch("foo", parse_shape("4K", "9,9,14", "0"), tmp_path)
     assert list(tmp_path.iterdir()) == []
     new_arch("foo", parse_shape("4K", "9,9,9", "0"), tmp_path)
     with pytest.raises(ArchError, match="is there already"):
