@@ -84,6 +84,22 @@ static void account(struct vk *k, int user, u64 nr)
 }
 
 /**
+ * can_alloc - whether 2^order pages can be had, as one block or as any smaller ones that add up to it
+ */
+int can_alloc(const struct vk *k, unsigned order)
+{
+	const u64 *zone = k->zone;
+	unsigned most = (unsigned)k->fault[FAULT_MAX_PAGE_ORDER];
+
+	if (zone[ZONE_NR_FREE] < zone[ZONE_WMARK_MIN] + ((u64)1 << order))
+		return 0;
+	for (; order <= most; order++)
+		if (zone[ZONE_FREE_LIST + order])
+			return 1;
+	return zone[ZONE_FRONTIER] + ((u64)1 << most) <= k->fault[FAULT_NR_PAGES];
+}
+
+/**
  * folio_alloc - make 2^order free pages a folio with one reference, not zeroed
  * @flags: PG_* bits of the head page
  * @user: whose memory it is: ZONE_ANON or ZONE_TABLE

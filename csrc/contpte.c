@@ -18,6 +18,17 @@ static u64 young_dirty(const struct vk *k, u64 first)
 	return found;
 }
 
+/* Count a block that is cleared entry by entry, flushed and written anew. */
+static void count_conversion(struct vk *k, int what)
+{
+	u64 nr = k->fault[FAULT_CONT_NR];
+
+	k->work[what]++;
+	k->work[WORK_pte_read] += nr;
+	k->work[WORK_pte_write] += 2 * nr;
+	k->work[WORK_tlbi]++;
+}
+
 /** unfold - take the contiguous bit from the block of an entry; young and dirty of any are those of all */
 void unfold(struct vk *k, u64 pte)
 {
@@ -29,10 +40,61 @@ void unfold(struct vk *k, u64 pte)
 		return;
 	first = pte & ~(nr - 1);
 	modify_ptes(k, first, bit, young_dirty(k, first), nr);
-	k->work[WORK_contpte_unfold]++;
-	k->work[WORK_pte_read] += nr;
-	k->work[WORK_pte_write] += 2 * nr;
-	k->work[WORK_tlbi]++;
+	count_conversion(k, WORK_contpte_unfold);
+}
+
+/* Make the block of an entry just written contiguous if that entry is its last and all fit. */
+static void try_fold(struct vk *k, u64 pte, u64 entry)
+{
+	u64 mask = k->fault[FAULT_CONT_NR] - 1;
+	u64 page = pte_pfn(entry);
+	u64 marks = PTE_YOUNG_MASK | PTE_DIRTY_MASK;
+	u64 first = pte - mask;
+	u64 folio = page_record(k, page)[PAGE_HEAD];
+	u64 alike = 0;
+
+	if ((pte & page & mask) != mask || (entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON)
+		return;
+	if (folio > page - mask || folio + ((u64)1 << page_record(k, folio)[PAGE_ORDER]) <= page)
+		return;
+	if ((k->phys[first] & ~marks) == (entry & ~marks) - (mask << PTE_PFN_SHIFT))
+		alike = folio_pte_batch(k, first, marks, mask + 1);
+	k->work[WORK_pte_read] += alike ? alike : 1;
+	if (alike <= mask)
+		return;
+	modify_ptes(k, first, 0, k->fault[FAULT_CONT_BIT] | young_dirty(k, first), mask + 1);
+	count_conversion(k, WORK_contpte_fold);
+}
+
+/**
+ * map_ptes - write entries of pages that follow one another, where none were
+ *
+ * Whole aligned blocks become contiguous; the last entry of one, written alone, may make it so.
+ */
+void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
+{
+	u64 bit = k->fault[FAULT_CONT_BIT];
+	u64 mask = k->fault[FAULT_CONT_NR] - 1;
+	u64 end = pte + nr;
+
+	k->work[WORK_pte_write] += nr;
+	entry &= ~bit;
+	if (!bit || nr == 1) {
+		set_ptes(k, pte, entry, nr);
+		if (CONFIG_CONTPTE_FOLD && bit && nr == 1)
+			try_fold(k, pte, entry);
+		return;
+	}
+	while (pte < end) {
+		u64 stop = (pte | mask) + 1;
+
+		if (stop > end)
+			stop = end;
+		set_ptes(k, pte, (pte | stop | pte_pfn(entry)) & mask ? entry : entry | bit,
+			 stop - pte);
+		entry += (stop - pte) << PTE_PFN_SHIFT;
+		pte = stop;
+	}
 }
 
 /** read_pte - count the read of a present entry: young and dirty of a block are those of all its entries */

@@ -5,6 +5,7 @@
 
 #include "core.h"
 
+void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
 void unfold(struct vk *k, u64 pte);
 void read_pte(struct vk *k, u64 pte);
 void ptep_clear_flush(struct vk *k, u64 pte);

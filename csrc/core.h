@@ -111,6 +111,7 @@ static inline u32 *page_record(const struct vk *k, u64 pfn)
 #include "core_api.h"
 
 /* in buddy.c: */
+int can_alloc(const struct vk *k, unsigned order);
 u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
 
 #endif

@@ -7,6 +7,7 @@
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
  * before it is certain that the access succeeds; only page tables made on the way stay.
  */
+#include "contpte.h"
 #include "fault.h"
 #include "pgtable.h"
 
@@ -162,22 +163,6 @@ static void count_refused(struct vk *k, const struct fault *f, unsigned got, u64
 		}
 		above -= (u64)1 << order;
 	}
-}
-
-/**
- * map_ptes - write entries where none were; whole aligned blocks become contiguous (mm/contpte.py)
- * @nr: 1, or the pages of a new folio
- */
-void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
-{
-	u64 block = k->fault[FAULT_CONT_NR];
-
-	k->work[WORK_pte_write] += nr;
-	/* Blocks and folios are aligned alike: a folio of a block's size consists of whole ones. */
-	entry &= ~k->fault[FAULT_CONT_BIT];
-	if (block && nr >= block)
-		entry |= k->fault[FAULT_CONT_BIT];
-	set_ptes(k, pte, entry, nr);
 }
 
 /** map_new_folio - map all of a new anonymous folio around a write fault, exclusively */

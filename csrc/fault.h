@@ -52,7 +52,6 @@ static inline u64 pte_mkwritten(u64 pte)
 }
 
 /* in fault.c: */
-void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
 void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order);
 
 /* in file_fault.c: */

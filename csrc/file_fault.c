@@ -1,51 +1,110 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Faults on file mappings whose pages are cached one by one. The reference is mm/file_fault.py and
- * mm/filemap.py; large folios of the page cache are left to Python.
+ * Faults on file mappings. The reference is mm/file_fault.py and mm/filemap.py.
  */
+#include "contpte.h"
 #include "fault.h"
 
 enum { FILE_RECORD = 8 };
 
-/* Cache a new page of a file; 0 = memory is short. */
-static u32 filemap_add_page(struct vk *k, u64 file, u64 index, u32 *slot)
+/* Cache a new folio for the pages of a file from index on; 0 = memory is short. */
+static u64 filemap_add_folio(struct vk *k, u64 file, u64 index, unsigned order)
 {
-	u64 page = folio_alloc(k, 0, PG_file | PG_lru, ZONE_CACHE);
-	u32 *p = page_record(k, page);
+	u64 folio = folio_alloc(k, order, PG_file | PG_lru, ZONE_CACHE);
+	u32 *head = page_record(k, folio);
+	u32 *cache = k->page_cache + k->file[file * FILE_RECORD + FILE_CACHE] + index;
+	u64 nr = (u64)1 << order;
 
-	if (!page)
+	if (!folio)
 		return 0;
-	p[PAGE_MAPPING] = (u32)file;
-	p[PAGE_INDEX] = (u32)index;
-	p[PAGE_INDEX_HI] = (u32)(index >> 32);
+	head[PAGE_REFCOUNT] = (u32)nr;
+	head[PAGE_MAPPING] = (u32)file;
+	head[PAGE_INDEX] = (u32)index;
+	head[PAGE_INDEX_HI] = (u32)(index >> 32);
 	if (k->fault[FAULT_PHYS_BACKING])
-		clear_pages(k, page, 1);
-	*slot = (u32)page;
-	return *slot;
+		clear_pages(k, folio, nr);
+	for (u64 i = 0; i < nr; i++)
+		cache[i] = (u32)(folio + i);
+	return folio;
 }
 
-/* The page of a file, read in if it was not cached; 0 = large, or read ahead in large folios, or no memory. */
-static u32 filemap_fault(struct vk *k, const struct fault *f, const u64 *file, u64 index)
+static int any_cached(const u32 *cache, u64 nr)
 {
-	u32 *slot = k->page_cache + file[FILE_CACHE] + index;
-	u32 page = *slot;
-
-	if (!page) {
-		if (k->fault[FAULT_EXEC_FOLIO] && f->vma[VMA_FLAGS] & VM_EXEC && !file[FILE_SHMEM])
-			return 0;
-		return filemap_add_page(k, f->vma[VMA_FILE], index, slot);
-	}
-	return page_record(k, page_record(k, page)[PAGE_HEAD])[PAGE_ORDER] ? 0 : page;
+	for (u64 i = 0; i < nr; i++)
+		if (cache[i])
+			return 1;
+	return 0;
 }
 
-static void map_file_page(struct vk *k, const struct fault *f, u64 pte, u64 page, int write)
+/*
+ * Read in the block of an executable mapping around a page, as in mm/filemap.py: in folios as large as
+ * are aligned and fit, until one is cached already. The caller knows that there is memory for all.
+ */
+static void exec_readahead(struct vk *k, const u64 *vma, u64 index)
+{
+	const u64 *file = k->file + vma[VMA_FILE] * FILE_RECORD;
+	const u32 *cache = k->page_cache + file[FILE_CACHE];
+	unsigned most = (unsigned)k->fault[FAULT_EXEC_FOLIO];
+	u64 behind = vma[VMA_PGOFF] + ((vma[VMA_END] - vma[VMA_START]) >> PAGE_SHIFT);
+	u64 at = index >> most << most;
+	u64 end = at + ((u64)1 << most);
+
+	if (at < vma[VMA_PGOFF])
+		at = vma[VMA_PGOFF];
+	if (end > behind)
+		end = behind;
+	if (end > file[FILE_PAGES])
+		end = file[FILE_PAGES];
+	while (at < end) {
+		unsigned order = most;
+
+		while (at & (((u64)1 << order) - 1) || at + ((u64)1 << order) > end)
+			order--;
+		if (any_cached(cache + at, (u64)1 << order) ||
+		    !filemap_add_folio(k, vma[VMA_FILE], at, order))
+			return;
+		at += (u64)1 << order;
+	}
+}
+
+/* The page of a file, read in if it was not cached; 0 = no memory, and then nothing has changed. */
+static u64 filemap_fault(struct vk *k, const struct fault *f, const u64 *file, u64 index)
+{
+	const u32 *slot = k->page_cache + file[FILE_CACHE] + index;
+
+	if (*slot)
+		return *slot;
+	if (k->fault[FAULT_EXEC_FOLIO] && f->vma[VMA_FLAGS] & VM_EXEC && !file[FILE_SHMEM]) {
+		if (!can_alloc(k, (unsigned)k->fault[FAULT_EXEC_FOLIO]))
+			return 0;
+		exec_readahead(k, f->vma, index);
+	}
+	return *slot ? *slot : filemap_add_folio(k, f->vma[VMA_FILE], index, 0);
+}
+
+/* Map nr pages of one folio of the page cache. */
+static void map_file_pages(struct vk *k, const struct fault *f, u64 pte, u64 page, u64 nr,
+			   int write)
 {
 	u64 entry = page << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
+	u64 folio = page_record(k, page)[PAGE_HEAD];
 
-	map_ptes(k, pte, write ? pte_mkwritten(entry) : pte_mkyoung(entry), 1);
-	page_record(k, page)[PAGE_REFCOUNT]++;
-	k->vmstat[VM_nr_mapped] += folio_dup_anon_rmap_ptes(k, page, page, 1);
-	k->mm[f->mm * MM_RECORD + MM_FILEPAGES]++;
+	map_ptes(k, pte, write ? pte_mkwritten(entry) : pte_mkyoung(entry), nr);
+	page_record(k, folio)[PAGE_REFCOUNT] += (u32)nr;
+	k->vmstat[VM_nr_mapped] += folio_dup_anon_rmap_ptes(k, folio, page, nr);
+	k->mm[f->mm * MM_RECORD + MM_FILEPAGES] += nr;
+}
+
+/* How many pages of a page's folio can be mapped together from pte on; most at the most. */
+static u64 free_run(struct vk *k, u64 pte, u64 page, u64 most)
+{
+	u64 folio = page_record(k, page)[PAGE_HEAD];
+	unsigned order = page_record(k, folio)[PAGE_ORDER];
+	u64 left = folio + ((u64)1 << order) - page;
+
+	if (!order)
+		return 1;
+	return check_ptes_none(k, pte, left < most ? left : most);
 }
 
 /*
@@ -80,11 +139,16 @@ static int do_fault_around(struct vk *k, const struct fault *f, const u64 *file,
 
 	u64 mapped = 0;
 
-	for (; at < end; at++) {
-		if (k->phys[table + at] || !cache[index + at])
-			continue;
-		map_file_page(k, f, table + at, cache[index + at], 0);
-		mapped++;
+	while (at < end) {
+		u64 page = cache[index + at];
+		u64 run = 1;
+
+		if (page && !k->phys[table + at]) {
+			run = free_run(k, table + at, page, end - at);
+			map_file_pages(k, f, table + at, page, run, 0);
+			mapped += run;
+		}
+		at += run;
 	}
 	k->event[EV_file_around_pages * NR_ORDERS] += mapped - 1;
 	return 1;
@@ -113,7 +177,7 @@ int do_fault(struct vk *k, const struct fault *f, int write)
 {
 	const u64 *file = k->file + f->vma[VMA_FILE] * FILE_RECORD;
 	u64 index = linear_page_index(f);
-	u32 page;
+	u64 page;
 
 	if (index >= file[FILE_PAGES])
 		return 0;
@@ -123,7 +187,7 @@ int do_fault(struct vk *k, const struct fault *f, int write)
 	if (write && !(f->vma[VMA_FLAGS] & VM_SHARED))
 		return do_cow_fault(k, f, page);
 	if (write) {
-		map_file_page(k, f, f->pte, page, 1);
+		map_file_pages(k, f, f->pte, page, 1, 1);
 		k->event[EV_file_shared_fault * NR_ORDERS]++;
 		return 1;
 	}
@@ -131,7 +195,7 @@ int do_fault(struct vk *k, const struct fault *f, int write)
 		if (!do_fault_around(k, f, file, k->fault[FAULT_AROUND]))
 			return 0;
 	} else {
-		map_file_page(k, f, f->pte, page, 0);
+		map_file_pages(k, f, f->pte, page, 1, 0);
 	}
 	k->event[EV_file_read_fault * NR_ORDERS]++;
 	return 1;

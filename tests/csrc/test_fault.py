@@ -240,6 +240,40 @@ def test_writes_to_pages_of_files_that_were_read(configure, machine_of, in_pytho
     assert m.rss(1) == 32 * m.page_size
 
 
+@pytest.mark.parametrize("fast", "yn")
+@pytest.mark.parametrize("fold", "yn")
+def test_text_in_large_folios_without_python(machine_of, in_python, fast, fold):
+    sets = ["MEMORY_MB=64", f"FAST_FAULT={fast}", "EXEC_FOLIO=y"]
+    sets += ["EXPERT=y", f"CONTPTE_FOLD={fold}"]
+    m = machine_of(resolve("arm64", "contpte", sets=sets))
+    m.spawn(1)
+    m.set("fault_around_bytes", str(m.page_size))
+    file = m.open(7, PAGES * m.page_size)
+    assert m.mmap(1, BASE, 100 * m.page_size, 5, 2, file, 3) == 0
+    assert m.touch_many(accesses(m, range(40), 0), 0, 40) == (40, 0)
+    m.set("fault_around_bytes", str(32 * m.page_size))
+    assert m.touch_many(accesses(m, range(40, 100), 0), 0, 60) == (60, 0)
+    assert len(in_python) == {"n": 100, "y": 0}[fast]
+    # The file's pages 3 to 15, which are cut by the VMA, then whole blocks of 16, then 96 to 102.
+    pages = m.mapped_pages(1, BASE, BASE + 100 * m.page_size)
+    orders = [page.order for page in pages]
+    assert orders == [0, *[2] * 4, *[3] * 8, *[4] * 80, *[2] * 4, *[1] * 2, 0]
+
+
+def test_text_read_until_memory_runs_out(machine_of):
+    seen = []
+    for fast in "yn":
+        m = machine_of(resolve("arm64", "exefolio", sets=["MEMORY_MB=16", f"FAST_FAULT={fast}"]))
+        m.spawn(1)
+        file = m.open(7, 32 << 20)
+        assert m.mmap(1, BASE, 32 << 20, 5, 2, file, 0) == 0
+        words = accesses(m, range(8192), 0)
+        at, error = m.touch_many(words, 0, 8192)
+        assert error == VM_FAULT_OOM
+        seen.append((at, m.digest(), m.vmstat(), m.events(), m.work()))
+    assert seen[0] == seen[1]
+
+
 def test_an_armed_failure_is_met(configure):
     inject = FaultInjection()
     config = configure("arm64-anonfolio-4k", "FAULT_INJECTION=y")
