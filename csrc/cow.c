@@ -6,6 +6,7 @@
  */
 #include "contpte.h"
 #include "fault.h"
+#include "vma.h"
 
 static void wp_page_reuse(struct vk *k, u64 pte)
 {
@@ -16,10 +17,14 @@ static void wp_page_reuse(struct vk *k, u64 pte)
 
 static int wp_zero_page(struct vk *k, const struct fault *f)
 {
-	u64 folio = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
+	u64 folio;
 
+	if (!vma_prepare_anon(k, f->vma))
+		return 0;
+	folio = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
 	if (!folio)
 		return 0;
+	tag_pages(k, f->vma, folio, 0);
 	if (k->fault[FAULT_PHYS_BACKING])
 		clear_pages(k, folio, 1);
 	read_pte(k, f->pte);
@@ -49,8 +54,11 @@ static int wp_page_copy(struct vk *k, const struct fault *f, u64 folio, u64 page
 {
 	int anon = page_record(k, folio)[PAGE_FLAGS] & PG_anon;
 	u64 *mm = k->mm + f->mm * MM_RECORD;
-	u64 copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
+	u64 copy;
 
+	if (!vma_prepare_anon(k, f->vma))
+		return 0;
+	copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
 	if (!copy)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])
@@ -116,9 +124,9 @@ int do_wp_page(struct vk *k, const struct fault *f)
 {
 	u64 entry = k->phys[f->pte];
 
-	if (k->fault[FAULT_COW] || !f->vma[VMA_ANON_VMA])
+	if (k->fault[FAULT_COW])
 		return 0;
 	if ((entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON)
-		return !(f->vma[VMA_FLAGS] & k->fault[FAULT_TAGS]) && wp_zero_page(k, f);
+		return wp_zero_page(k, f);
 	return wp_page(k, f, pte_pfn(entry));
 }

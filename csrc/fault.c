@@ -5,11 +5,13 @@
  * mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
- * before it is certain that the access succeeds; only page tables made on the way stay.
+ * before it is certain that the access succeeds; only page tables and anon_vmas made on the way, and
+ * pages read in, stay.
  */
 #include "contpte.h"
 #include "fault.h"
 #include "pgtable.h"
+#include "vma.h"
 
 enum { NOT_LOOKED_AT = NR_REFUSED };
 
@@ -66,25 +68,16 @@ static void touch_entry(struct vk *k, u64 *p)
 /* The VMA that holds address; NULL when none does. */
 static u64 *vma_lookup(struct vk *k, struct walk *w, u64 mm, u64 address)
 {
-	const u64 *start = k->vma_start + mm * MAX_MAP_COUNT;
-	u64 low = 0, high = k->mm[mm * MM_RECORD + MM_MAP_COUNT];
+	u64 slot;
+	u64 *vma;
 
 	if (w->vma && w->vma[VMA_START] <= address && address < w->vma[VMA_END])
 		return w->vma;
-	while (low < high) {
-		u64 middle = (low + high) / 2;
-
-		if (start[middle] <= address)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (!low)
+	slot = find_slot(k, mm, address);
+	if (slot == k->mm[mm * MM_RECORD + MM_MAP_COUNT])
 		return NULL;
-
-	u64 *vma = k->vma + (u64)k->vma_index[mm * MAX_MAP_COUNT + low - 1] * VMA_RECORD;
-
-	if (vma[VMA_END] <= address)
+	vma = vma_record(k, k->vma_index[mm * MAX_MAP_COUNT + slot]);
+	if (vma[VMA_START] > address)
 		return NULL;
 	w->vma = vma;
 	return vma;
@@ -190,17 +183,33 @@ void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned orde
 	map_ptes(k, f->pte - index, entry, nr);
 }
 
+/** tag_pages - give new, zeroed pages of a mapping with memory tags their own, all cleared */
+void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order)
+{
+	u32 *p = page_record(k, folio);
+	u64 nr = (u64)1 << order;
+
+	if (!(vma[VMA_FLAGS] & k->fault[FAULT_TAGS]))
+		return;
+	for (u64 i = 0; i < nr; i++)
+		p[i * PAGE_RECORD + PAGE_FLAGS] |= PG_mte_tagged;
+	/* The allocator clears them with the page, which only the v1 series does for large folios. */
+	k->work[order && !CONFIG_ANON_POLICY_V1 ? WORK_tag_sync : WORK_tag_clear] += nr;
+}
+
 static int do_anonymous_write(struct vk *k, struct fault *f)
 {
 	unsigned hint = f->vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
 	u64 wanted = k->fault[FAULT_WANTED + hint];
 	unsigned order = highest_order(calc_anon_folio_orders_alloc(k, f, wanted) | 1);
 	u64 nr = (u64)1 << order;
-	u64 folio = folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON);
 	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
+	u64 folio = vma_prepare_anon(k, f->vma) ? folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON)
+						: 0;
 
 	if (!folio)
 		return 0;
+	tag_pages(k, f->vma, folio, order);
 	if (k->fault[FAULT_PHYS_BACKING]) {
 		if (k->fault[FAULT_CLEAR_LAST])
 			clear_huge_page(k, folio, nr, index);
@@ -232,14 +241,10 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 	u64 *vma = vma_lookup(k, w, mm, address);
 	u64 *pmd;
 
+	if (!vma)
+		vma = expand_stack(k, mm, address);
 	if (!vma || !(vma[VMA_FLAGS] & (write ? VM_WRITE : VM_ACCESS_FLAGS)))
 		return 0;
-	if (vma[VMA_FILE]) {
-		if (write && !(vma[VMA_FLAGS] & VM_SHARED) && !vma[VMA_ANON_VMA])
-			return 0;
-	} else if (write && (!vma[VMA_ANON_VMA] || vma[VMA_FLAGS] & k->fault[FAULT_TAGS])) {
-		return 0;
-	}
 	if (!w->table || w->block != address >> PMD_SHIFT) {
 		pmd = pmd_offset(k, mm, address, 1);
 		if (!pmd)

@@ -11,6 +11,7 @@ enum {
 	VM_EXEC = 0x4,
 	VM_ACCESS_FLAGS = 0x7,
 	VM_SHARED = 0x8,
+	VM_GROWSDOWN = 0x100,
 	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
 };
 
@@ -53,6 +54,7 @@ static inline u64 pte_mkwritten(u64 pte)
 
 /* in fault.c: */
 void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order);
+void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order);
 
 /* in file_fault.c: */
 int do_fault(struct vk *k, const struct fault *f, int write);

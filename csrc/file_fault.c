@@ -4,6 +4,7 @@
  */
 #include "contpte.h"
 #include "fault.h"
+#include "vma.h"
 
 enum { FILE_RECORD = 8 };
 
@@ -157,8 +158,11 @@ static int do_fault_around(struct vk *k, const struct fault *f, const u64 *file,
 /* Give the writer to a private mapping its own copy of a page. */
 static int do_cow_fault(struct vk *k, const struct fault *f, u64 page)
 {
-	u64 copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
+	u64 copy;
 
+	if (!vma_prepare_anon(k, f->vma))
+		return 0;
+	copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
 	if (!copy)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .arena import ANON_VMA_RECORD, AVC_RECORD
 from .huge_memory import thp_allowable_orders
 from .layout import (
     FAULT_ANYONE,
@@ -22,6 +23,8 @@ from .layout import (
     FAULT_EXEC_FOLIO,
     FAULT_LARGE,
     FAULT_MAX_PAGE_ORDER,
+    FAULT_NR_ANON_VMAS,
+    FAULT_NR_AVCS,
     FAULT_NR_PAGES,
     FAULT_PHYS_BACKING,
     FAULT_PMD,
@@ -55,6 +58,8 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_EXEC_FOLIO] = config.exec_folio_order
     fault[FAULT_COW] = config.cow_zero or config.cow_copy or config.cow_reuse
     fault[FAULT_LARGE] = k.ladder.large
+    fault[FAULT_NR_ANON_VMAS] = len(k.anon_vma) // ANON_VMA_RECORD
+    fault[FAULT_NR_AVCS] = len(k.avc) // AVC_RECORD
     update_knobs(k)
 
 

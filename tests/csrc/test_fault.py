@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from virtmm.mm import vm_flags
 from virtmm.mm.fault_inject import FaultInjection
-from virtmm.mm.vm_flags import VM_FAULT_OOM, VM_FAULT_SIGSEGV, VM_READ
+from virtmm.mm.layout import SLAB_ANON_VMA, SLAB_AVC, ZONE_SLAB
+from virtmm.mm.vm_flags import MAP_GROWSDOWN, PROT_MTE, VM_FAULT_OOM, VM_FAULT_SIGSEGV, VM_READ
 
 import virtmm.machine
 from virtmm import topdir
@@ -51,13 +52,69 @@ def accesses(m, pages, write=1, pid=1):
     return found
 
 
-def test_after_the_first_write_of_a_mapping_python_serves_none(machine_of, configure, in_python):
+def test_python_serves_no_write_to_fresh_memory(machine_of, configure, in_python):
     m = started(machine_of(configure("arm64-anonfolio-4k")))
     assert m.touch_many(accesses(m, range(PAGES)), 0, PAGES) == (PAGES, 0)
-    assert in_python == [BASE], "the one that makes the anon_vma"
     assert m.touch(1, BASE, True) == m.touch(1, BASE + 5, False) == 0
-    assert in_python == [BASE]
+    assert in_python == []
     assert m.minflt(1) < PAGES // 8
+
+
+def test_a_vma_takes_its_neighbours_anon_vma_without_python(machine_of, configure, in_python):
+    seen = []
+    for fast in "yn":
+        m = machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}"))
+        m.spawn(1)
+        for first in (0, 20, 40, 60):
+            assert m.mmap(1, BASE + first * m.page_size, 20 * m.page_size, 1) == 0
+        for first in (0, 20):
+            assert m.mprotect(1, BASE + (first + 15) * m.page_size, m.page_size, 3) == 0
+            assert m.touch(1, BASE + (first + 15) * m.page_size, True) == 0
+            assert m.mprotect(1, BASE + (first + 16) * m.page_size, m.page_size, 7) == 0
+            assert m.touch(1, BASE + (first + 16) * m.page_size, True) == 0
+        assert m.mprotect(1, BASE + 14 * m.page_size, m.page_size, 7) == 0
+        assert m.touch(1, BASE + 14 * m.page_size, True) == 0
+        used = m.k.zone[ZONE_SLAB + SLAB_ANON_VMA + 1], m.k.zone[ZONE_SLAB + SLAB_AVC + 1]
+        seen.append((used, m.digest()))
+        assert len(in_python) == {"y": 0, "n": 5}[fast]
+    assert seen[0] == seen[1]
+    assert seen[0][0] == (2, 5), "one by another's mapping of the same memory, and its neighbours"
+
+
+def test_the_stack_grows_without_python(machine_of, configure, in_python):
+    seen = []
+    for fast in "yn":
+        m = machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}"))
+        m.spawn(1)
+        low = BASE + 290 * m.page_size
+        assert m.mmap(1, low, 10 * m.page_size, 3, 2 | MAP_GROWSDOWN) == 0
+        assert m.touch_many(accesses(m, [280, 279, 20]), 0, 3) == (3, 0)
+        assert len(in_python) == {"y": 0, "n": 3}[fast]
+        assert m.mmap(1, BASE - 250 * m.page_size, m.page_size) == 0
+        assert m.touch_many(accesses(m, [10, 5]), 0, 2) == (1, VM_FAULT_SIGSEGV)
+        assert [page.address for page in m.mapped_pages(1, BASE, low)][:2] == [
+            BASE + page * m.page_size for page in (10, 20)
+        ]
+        seen.append((m.digest(), m.events(), m.work()))
+        in_python.clear()
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("defconfig", ["anonfolio_basic", "linux-7.3"])
+def test_memory_tags_are_cleared_without_python(machine_of, in_python, defconfig):
+    seen = []
+    for fast in "yn":
+        m = machine_of(resolve("arm64", defconfig, sets=["MEMORY_MB=64", f"FAST_FAULT={fast}"]))
+        m.set("hugepages-64kB/enabled", "always") if defconfig == "linux-7.3" else None
+        started(m, 3 | PROT_MTE)
+        assert m.touch_many(accesses(m, [5, 40, 290], 0), 0, 3) == (3, 0)
+        assert m.touch_many(accesses(m, range(PAGES)), 0, PAGES) == (PAGES, 0)
+        assert len(in_python) == {"y": 0, "n": PAGES + 3}[fast]
+        tags = m.work()["tag_clear"] + m.work()["tag_sync"]
+        assert tags >= PAGES
+        seen.append((m.digest(), m.work()))
+        in_python.clear()
+    assert seen[0] == seen[1]
 
 
 def test_reads_map_the_zero_page(machine_of, configure, in_python):
@@ -169,7 +226,7 @@ def test_files_without_python(configure, machine_of, in_python, prot, flags, eve
     assert m.mmap(1, BASE + 3 * m.page_size, 50 * m.page_size, prot, flags, file, 5) == 0
     words = accesses(m, range(3, 53), prot >> 1)
     assert m.touch_many(words, 0, 50) == (50, 0)
-    assert len(in_python) == {"n": 50, "y": event == "write"}[fast]
+    assert len(in_python) == {"n": 50, "y": 0}[fast]
     served = m.events()[f"file_{event}_fault" if event != "shared" else "file_shared_fault"]
     assert served == m.minflt(1) == (4 if event == "read" else 50)
     assert m.events()["file_around_pages"] == (46 if event == "read" else 0)
@@ -280,7 +337,7 @@ def test_an_armed_failure_is_met(configure):
     with Machine(config, inject=inject) as m:
         started(m)
         assert m.touch(1, BASE, True) == 0
-        inject.charge = {2}
+        inject.charge = {1}
         assert m.touch_many(accesses(m, range(64, 65)), 0, 1) == (0, VM_FAULT_OOM)
 
 
@@ -289,7 +346,7 @@ def test_c_knows_the_bits_of_a_vma_as_python_does():
     bits = dict(re.findall(r"^\t(VM_\w+) = (\w+),", text, re.M))
     assert 1 << int(bits.pop("VM_HUGEPAGE_SHIFT")) == vm_flags.VM_HUGEPAGE
     assert vm_flags.VM_HUGEPAGE << 1 == vm_flags.VM_NOHUGEPAGE
-    assert len(bits) == 4
+    assert len(bits) == 5
     assert {name: int(bit, 16) for name, bit in bits.items()} == {
         name: getattr(vm_flags, name) for name in bits
     }

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The anon_vma of a VMA's first write fault. The reference is mm/vma.py and mm/rmap.py. */
+#include "fault.h"
+#include "vma.h"
+
+/* The anon_vma of a neighbour, if upper could follow lower in one VMA but for the access rights; or 0. */
+static u64 reusable_anon_vma(const struct vk *k, const u64 *lower, const u64 *upper,
+			     const u64 *neighbour)
+{
+	u64 pages = (lower[VMA_END] - lower[VMA_START]) >> PAGE_SHIFT;
+	u64 avc = neighbour[VMA_AVC];
+
+	if (!neighbour[VMA_ANON_VMA] || !avc || k->avc[avc * AVC_RECORD + AVC_NEXT_VMA])
+		return 0;
+	if (lower[VMA_END] != upper[VMA_START] || lower[VMA_FILE] != upper[VMA_FILE])
+		return 0;
+	if ((lower[VMA_FLAGS] ^ upper[VMA_FLAGS]) & ~(u64)VM_ACCESS_FLAGS)
+		return 0;
+	return lower[VMA_PGOFF] + pages == upper[VMA_PGOFF] ? neighbour[VMA_ANON_VMA] : 0;
+}
+
+static u64 find_mergeable_anon_vma(const struct vk *k, const u64 *vma)
+{
+	u64 mm = vma[VMA_MM];
+	u64 slot = find_slot(k, mm, vma[VMA_START]);
+	const u32 *index = k->vma_index + mm * MAX_MAP_COUNT + slot;
+	u64 found = 0;
+
+	if (slot + 1 < k->mm[mm * MM_RECORD + MM_MAP_COUNT]) {
+		const u64 *above = vma_record(k, index[1]);
+
+		found = reusable_anon_vma(k, vma, above, above);
+	}
+	if (!found && slot) {
+		const u64 *below = vma_record(k, index[-1]);
+
+		found = reusable_anon_vma(k, below, vma, below);
+	}
+	return found;
+}
+
+/* Link a VMA to an anon_vma, last in the VMA's list. */
+static void anon_vma_chain_link(struct vk *k, u64 *vma, u32 link, u64 anon_vma)
+{
+	u32 *avc = k->avc + (u64)link * AVC_RECORD;
+	u32 *head = k->anon_vma + anon_vma * ANON_VMA_RECORD + ANON_VMA_AVC;
+	u64 last = vma[VMA_AVC];
+
+	avc[AVC_VMA] = (u32)((u64)(vma - k->vma) / VMA_RECORD);
+	avc[AVC_ANON_VMA] = (u32)anon_vma;
+	avc[AVC_NEXT] = *head;
+	if (*head)
+		k->avc[(u64)*head * AVC_RECORD + AVC_PREV] = link;
+	*head = link;
+	if (!last) {
+		vma[VMA_AVC] = link;
+		return;
+	}
+	while (k->avc[last * AVC_RECORD + AVC_NEXT_VMA])
+		last = k->avc[last * AVC_RECORD + AVC_NEXT_VMA];
+	k->avc[last * AVC_RECORD + AVC_NEXT_VMA] = link;
+}
+
+static u64 anon_vma_alloc(struct vk *k)
+{
+	u32 new = slab_alloc(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD,
+			     k->fault[FAULT_NR_ANON_VMAS]);
+	u32 *anon_vma = k->anon_vma + (u64)new * ANON_VMA_RECORD;
+
+	if (!new)
+		return 0;
+	anon_vma[ANON_VMA_ROOT] = new;
+	anon_vma[ANON_VMA_PARENT] = new;
+	anon_vma[ANON_VMA_NUM_CHILDREN] = 1; /* a root is its own parent */
+	return new;
+}
+
+/**
+ * vma_prepare_anon - give a VMA an anon_vma, a neighbour's if it can be shared
+ *
+ * Return: 0 when a table is full; then nothing has changed.
+ */
+int vma_prepare_anon(struct vk *k, u64 *vma)
+{
+	u64 anon_vma;
+	u32 link;
+
+	if (vma[VMA_ANON_VMA])
+		return 1;
+	if (slab_full(k, SLAB_AVC, k->fault[FAULT_NR_AVCS]))
+		return 0;
+	anon_vma = find_mergeable_anon_vma(k, vma);
+	if (!anon_vma)
+		anon_vma = anon_vma_alloc(k);
+	if (!anon_vma)
+		return 0;
+	link = slab_alloc(k, SLAB_AVC, k->avc, AVC_RECORD, k->fault[FAULT_NR_AVCS]);
+	anon_vma_chain_link(k, vma, link, anon_vma);
+	vma[VMA_ANON_VMA] = anon_vma;
+	k->anon_vma[anon_vma * ANON_VMA_RECORD + ANON_VMA_NUM_ACTIVE]++;
+	return 1;
+}

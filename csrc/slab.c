@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Records that come and go. The reference is mm/slab.py. */
+#include "vma.h"
+
+/**
+ * slab_alloc - number of a zeroed record, 1 or more
+ * @slab: its SLAB_* number
+ * @words: elements a record
+ * @records: records that the table has
+ *
+ * Return: 0 when the table is full.
+ */
+u32 slab_alloc(struct vk *k, unsigned slab, u32 *table, u64 words, u64 records)
+{
+	u64 *head = k->zone + ZONE_SLAB + slab;
+	u64 record = head[0];
+
+	if (record) {
+		head[0] = table[record * words];
+		table[record * words] = 0;
+		return (u32)record;
+	}
+	if (head[1] + 2 > records)
+		return 0;
+	return (u32)++head[1];
+}
+
+/** slab_full - whether slab_alloc() would fail */
+int slab_full(const struct vk *k, unsigned slab, u64 records)
+{
+	const u64 *head = k->zone + ZONE_SLAB + slab;
+
+	return !head[0] && head[1] + 2 > records;
+}
