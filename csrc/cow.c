@@ -24,7 +24,7 @@ static int wp_zero_page(struct vk *k, const struct fault *f)
 	folio = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
 	if (!folio)
 		return 0;
-	tag_pages(k, f->vma, folio, 0);
+	tag_pages(k, f->vma, folio, 0, WORK_tag_clear);
 	if (k->fault[FAULT_PHYS_BACKING])
 		clear_pages(k, folio, 1);
 	read_pte(k, f->pte);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Accesses, and the faults among them that need nothing unusual: the first touch of anonymous memory
- * below the PMD's order, and of cached files (file_fault.c), and copy on write (cow.c). The reference is
+ * (huge_memory.c: by a PMD entry) and of files (file_fault.c), and copy on write (cow.c). The reference is
  * mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
@@ -183,8 +183,8 @@ void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned orde
 	map_ptes(k, f->pte - index, entry, nr);
 }
 
-/** tag_pages - give new, zeroed pages of a mapping with memory tags their own, all cleared */
-void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order)
+/** tag_pages - give zeroed pages of a mapping with memory tags their own, cleared; work counts how */
+void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order, int work)
 {
 	u32 *p = page_record(k, folio);
 	u64 nr = (u64)1 << order;
@@ -193,8 +193,7 @@ void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order)
 		return;
 	for (u64 i = 0; i < nr; i++)
 		p[i * PAGE_RECORD + PAGE_FLAGS] |= PG_mte_tagged;
-	/* The allocator clears them with the page, which only the v1 series does for large folios. */
-	k->work[order && !CONFIG_ANON_POLICY_V1 ? WORK_tag_sync : WORK_tag_clear] += nr;
+	k->work[work] += nr;
 }
 
 static int do_anonymous_write(struct vk *k, struct fault *f)
@@ -209,7 +208,9 @@ static int do_anonymous_write(struct vk *k, struct fault *f)
 
 	if (!folio)
 		return 0;
-	tag_pages(k, f->vma, folio, order);
+	/* The allocator clears them with the page, which only the v1 series does for large folios. */
+	tag_pages(k, f->vma, folio, order,
+		  order && !CONFIG_ANON_POLICY_V1 ? WORK_tag_sync : WORK_tag_clear);
 	if (k->fault[FAULT_PHYS_BACKING]) {
 		if (k->fault[FAULT_CLEAR_LAST])
 			clear_huge_page(k, folio, nr, index);
@@ -234,46 +235,70 @@ static int do_anonymous_read(struct vk *k, const struct fault *f)
 	return 1;
 }
 
+/* A fault that neither a table nor an entry serves yet. */
+static void fault_init(struct fault *f, u64 *vma, u64 mm, u64 task, u64 address)
+{
+	*f = (struct fault){.vma = vma, .mm = mm, .task = task, .address = address};
+	for (int i = 0; i < NR_ORDERS; i++)
+		f->why[i] = NOT_LOOKED_AT;
+}
+
+/* Serve a fault by a huge entry, where the VMA may have one; 0 = Python must. */
+static int create_huge_pmd(struct vk *k, const struct fault *f, u64 *pmd, int write)
+{
+	unsigned hint = f->vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
+
+	if (!do_huge_pmd_anonymous_page(k, f, pmd, write))
+		return 0;
+	if (write)
+		count_refused(k, f, PMD_ORDER,
+			      k->fault[FAULT_WANTED + hint] | k->fault[FAULT_PMD + hint]);
+	return 1;
+}
+
+/* Serve a fault by a last-level entry that is none; 0 = Python must. */
+static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *pmd, int write)
+{
+	if (pmd) {
+		u64 table = *pmd ? pte_pfn(*pmd) : pte_alloc_one(k, f->mm);
+
+		if (!table)
+			return 0;
+		if (!*pmd)
+			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
+		w->block = f->address >> PMD_SHIFT;
+		w->table = table_entry(k, table, 0);
+	}
+	f->pte = (u64)(w->table - k->phys) + pte_index(f->address);
+	if (f->vma[VMA_FILE])
+		return do_fault(k, f, write);
+	return write ? do_anonymous_write(k, f) : do_anonymous_read(k, f);
+}
+
 /* Serve a fault on an entry that is none, or a table that is missing; 0 = Python must. */
 static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, int write)
 {
-	u64 mm = w->mm;
-	u64 *vma = vma_lookup(k, w, mm, address);
-	u64 *pmd;
+	u64 *vma = vma_lookup(k, w, w->mm, address);
+	u64 *pmd = NULL;
+	struct fault f;
+	int served;
 
 	if (!vma)
-		vma = expand_stack(k, mm, address);
+		vma = expand_stack(k, w->mm, address);
 	if (!vma || !(vma[VMA_FLAGS] & (write ? VM_WRITE : VM_ACCESS_FLAGS)))
 		return 0;
 	if (!w->table || w->block != address >> PMD_SHIFT) {
-		pmd = pmd_offset(k, mm, address, 1);
+		pmd = pmd_offset(k, w->mm, address, 1);
 		if (!pmd)
 			return 0;
-		if (!*pmd) {
-			unsigned hint = vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
-
-			if (!vma[VMA_FILE] && k->fault[FAULT_PMD + hint] &&
-			    suitable_order(vma, address, PMD_ORDER))
-				return 0;
-
-			u64 table = table_alloc(k, mm, PGTABLE_LEVELS - 1);
-
-			if (!table)
-				return 0;
-			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
-		}
-		w->block = address >> PMD_SHIFT;
-		w->table = table_entry(k, pte_pfn(*pmd), 0);
 	}
-
-	struct fault f = {.vma = vma, .mm = mm, .task = task, .address = address};
-
-	f.pte = (u64)(w->table - k->phys) + pte_index(address);
-	for (int i = 0; i < NR_ORDERS; i++)
-		f.why[i] = NOT_LOOKED_AT;
-	if (vma[VMA_FILE] ? !do_fault(k, &f, write)
-	    : write	  ? !do_anonymous_write(k, &f)
-			  : !do_anonymous_read(k, &f))
+	fault_init(&f, vma, w->mm, task, address);
+	if (pmd && !*pmd && !vma[VMA_FILE] && suitable_order(vma, address, PMD_ORDER) &&
+	    k->fault[FAULT_PMD + (vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3)])
+		served = create_huge_pmd(k, &f, pmd, write);
+	else
+		served = handle_pte_fault(k, w, &f, pmd, write);
+	if (!served)
 		return 0;
 	k->vmstat[VM_pgfault]++;
 	k->task[task * TASK_RECORD + TASK_MINFLT]++;

@@ -21,6 +21,7 @@ from .layout import (
     FAULT_CONT_NR,
     FAULT_COW,
     FAULT_EXEC_FOLIO,
+    FAULT_HUGE_ZERO,
     FAULT_LARGE,
     FAULT_MAX_PAGE_ORDER,
     FAULT_NR_ANON_VMAS,
@@ -30,6 +31,7 @@ from .layout import (
     FAULT_PMD,
     FAULT_RMAP_ADD_RANGE,
     FAULT_TAGS,
+    FAULT_UNDERUSED,
     FAULT_WANTED,
     FAULT_ZERO_PFN,
 )
@@ -64,9 +66,11 @@ def init_fault(k: Arena) -> None:
 
 
 def update_knobs(k: Arena) -> None:
-    """Write what follows from the knobs: which orders a VMA may have, by its hints, and fault-around."""
+    """Write what follows from the knobs: which orders a VMA may have, by its hints, and more."""
     for hint, flags in enumerate(_HINTS):
         k.fault[FAULT_WANTED + hint] = k.ladder.wanted(k, flags)
         k.fault[FAULT_PMD + hint] = thp_allowable_orders(k, flags, 1 << k.pmd_order)
     k.fault[FAULT_AROUND] = k.knobs.fault_around_bytes >> k.page_shift
+    k.fault[FAULT_HUGE_ZERO] = k.knobs.use_zero_page
+    k.fault[FAULT_UNDERUSED] = k.config.underused_queue and k.knobs.shrink_underused
     k.fault[FAULT_ANYONE] = wanted_by_anyone(k)

@@ -331,6 +331,41 @@ def test_text_read_until_memory_runs_out(machine_of):
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize(
+    ("arch", "defconfig"), [("arm64", "anonfolio_basic"), ("x86", "linux-7.3")]
+)
+@pytest.mark.parametrize("zero", "10")
+def test_huge_pages_without_python(machine_of, in_python, arch, defconfig, zero):
+    seen = []
+    for fast in "yn":
+        m = machine_of(resolve(arch, defconfig, sets=["MEMORY_MB=64", f"FAST_FAULT={fast}"]))
+        m.spawn(1)
+        m.set("enabled", "always")
+        m.set("use_zero_page", zero)
+        assert m.mmap(1, BASE - m.page_size, (16 << 20) + 2 * m.page_size) == 0
+        assert m.touch(1, BASE, False) == 0  # Python makes the huge zero folio
+        in_python.clear()
+        assert m.touch_many(accesses(m, [512, 1030], 0), 0, 2) == (2, 0)
+        assert m.touch_many(accesses(m, [-1, 1600, 2048, 2049, 4096]), 0, 5) == (5, 0)
+        assert len(in_python) == {"y": 0, "n": 7}[fast]
+        seen.append((m.digest(), m.events(), m.work(), m.vmstat(), m.refusals(), m.hugepages()))
+    assert seen[0] == seen[1]
+
+
+def test_huge_pages_until_memory_runs_out(machine_of):
+    seen = []
+    for fast in "yn":
+        m = machine_of(resolve("x86", "linux-7.3", sets=["MEMORY_MB=16", f"FAST_FAULT={fast}"]))
+        m.spawn(1)
+        m.set("enabled", "always")
+        assert m.mmap(1, BASE, 32 << 20) == 0
+        at, error = m.touch_many(accesses(m, range(8192)), 0, 8192)
+        assert error == VM_FAULT_OOM
+        seen.append((at, m.digest(), m.events(), m.work(), m.vmstat(), m.refusals()))
+    assert seen[0] == seen[1]
+    assert seen[0][2]["anon_fault"]["9"] > 2
+
+
 def test_an_armed_failure_is_met(configure):
     inject = FaultInjection()
     config = configure("arm64-anonfolio-4k", "FAULT_INJECTION=y")

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Faults on an empty PMD entry whose memory may be one folio. The reference is mm/huge_memory.py; what
+ * is short of memory, writes to read-only huge entries, and splitting them are left to Python.
+ */
+#include "fault.h"
+#include "pgtable.h"
+#include "vma.h"
+
+static u64 pmd_mkhuge(u64 pte)
+{
+	return (pte & ~PTE_LEAF_MASK) | PTE_LEAF_ON;
+}
+
+static void pgtable_trans_huge_deposit(struct vk *k, u64 mm, u64 table)
+{
+	u64 *reserve = k->mm + mm * MM_RECORD + MM_HUGE_PTE;
+
+	page_record(k, table)[PAGE_NEXT] = (u32)*reserve;
+	*reserve = table;
+}
+
+static int map_huge_zero_folio(struct vk *k, const struct fault *f, u64 *pmd)
+{
+	u64 zero = k->zone[ZONE_HUGE_ZERO];
+	u64 entry = zero << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
+	u64 table = zero ? pte_alloc_one(k, f->mm) : 0;
+
+	if (!table)
+		return 0;
+	entry = (entry & ~PTE_SPECIAL_MASK) | PTE_SPECIAL_ON;
+	pgtable_trans_huge_deposit(k, f->mm, table);
+	*pmd = pmd_mkhuge(pte_mkyoung(entry));
+	k->work[WORK_pte_write]++;
+	k->event[EV_zero_page_fault * NR_ORDERS]++;
+	return 1;
+}
+
+/* Map all of a new folio once, exclusively, by one entry. */
+static void folio_add_new_anon_rmap_pmd(struct vk *k, const struct fault *f, u64 folio)
+{
+	u32 *head = page_record(k, folio);
+	u64 linear = linear_page_index(f) - pte_index(f->address);
+
+	head[PAGE_FLAGS] |= PG_swapbacked | PG_exclusive;
+	head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
+	head[PAGE_INDEX] = (u32)linear;
+	head[PAGE_INDEX_HI] = (u32)(linear >> 32);
+	head[FOLIO_ENTIRE_MAPCOUNT] = 1;
+	head[FOLIO_LARGE_MAPCOUNT] = 1;
+	if (CONFIG_MM_ID)
+		folio_add_mm(k, folio, f->mm, 1);
+	k->work[WORK_rmap_add]++;
+	k->vmstat[VM_nr_anon_pages] += PTRS_PER_PTE;
+}
+
+/* Put a folio where the shrinker looks for underused ones (6.12): at the tail of the split queue. */
+static void queue_underused(struct vk *k, u64 folio)
+{
+	u32 *head = page_record(k, folio);
+	u64 last = k->zone[ZONE_SPLIT_QUEUE_TAIL];
+
+	head[PAGE_FLAGS] |= PG_deferred;
+	head[FOLIO_DEFERRED_NEXT] = 0;
+	head[FOLIO_DEFERRED_PREV] = (u32)last;
+	if (last)
+		page_record(k, last)[FOLIO_DEFERRED_NEXT] = (u32)folio;
+	else
+		k->zone[ZONE_SPLIT_QUEUE] = folio;
+	k->zone[ZONE_SPLIT_QUEUE_TAIL] = folio;
+	k->zone[ZONE_SPLIT_QUEUE_LEN]++;
+}
+
+static void map_anon_folio_pmd(struct vk *k, const struct fault *f, u64 *pmd, u64 folio)
+{
+	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
+
+	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
+	if (f->vma[VMA_FLAGS] & VM_WRITE)
+		entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+	folio_add_new_anon_rmap_pmd(k, f, folio);
+	*pmd = pmd_mkhuge(pte_mkyoung(entry));
+	k->work[WORK_pte_write]++;
+	k->mm[f->mm * MM_RECORD + MM_ANONPAGES] += PTRS_PER_PTE;
+	if (k->fault[FAULT_UNDERUSED])
+		queue_underused(k, folio);
+	k->vmstat[VM_thp_fault_alloc]++;
+	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + PMD_ORDER]++;
+	k->event[EV_anon_fault * NR_ORDERS + PMD_ORDER]++;
+	k->task[f->task * TASK_RECORD + TASK_FOLIOS + PMD_ORDER]++;
+}
+
+/**
+ * do_huge_pmd_anonymous_page - serve a fault on an empty PMD entry of a VMA that holds all of its block
+ *
+ * Return: 0 = Python must; only the VMA's anon_vma may be new then.
+ */
+int do_huge_pmd_anonymous_page(struct vk *k, const struct fault *f, u64 *pmd, int write)
+{
+	u64 folio;
+
+	if (!vma_prepare_anon(k, f->vma))
+		return 0;
+	if (!write && k->fault[FAULT_HUGE_ZERO])
+		return map_huge_zero_folio(k, f, pmd);
+	/* Twice the folio: then there is memory for the page table, too. */
+	if (!can_alloc(k, PMD_ORDER) || !can_alloc(k, PMD_ORDER + 1))
+		return 0;
+	folio = folio_alloc(k, PMD_ORDER, PG_anon | PG_lru, ZONE_ANON);
+	if (k->fault[FAULT_PHYS_BACKING])
+		clear_huge_page(k, folio, PTRS_PER_PTE, pte_index(f->address));
+	tag_pages(k, f->vma, folio, PMD_ORDER, WORK_tag_sync);
+	pgtable_trans_huge_deposit(k, f->mm, pte_alloc_one(k, f->mm));
+	map_anon_folio_pmd(k, f, pmd, folio);
+	return 1;
+}
