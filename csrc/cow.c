@@ -2,7 +2,7 @@
 /*
  * Writes to present, read-only entries: reuse, a copy of one page, or a page for the zero page. The
  * reference is do_wp_page() in mm/memory.py. What would free a folio or queue it for splitting, and the
- * further fault paths (ANON_COW_*), are left to Python.
+ * further fault paths (ANON_COW_*) for the zero page and large folios, are left to Python.
  */
 #include "contpte.h"
 #include "fault.h"
@@ -103,6 +103,8 @@ static int wp_page(struct vk *k, const struct fault *f, u64 page)
 
 	if (!(head[PAGE_FLAGS] & PG_anon))
 		return wp_page_copy(k, f, p[PAGE_HEAD], page);
+	if (head[PAGE_ORDER] && k->fault[FAULT_COW])
+		return 0;
 	if (!(p[PAGE_FLAGS] & PG_exclusive)) {
 		if (!wp_can_reuse_anon_folio(head))
 			return stays_mapped(head, p) && wp_page_copy(k, f, p[PAGE_HEAD], page);
@@ -124,9 +126,7 @@ int do_wp_page(struct vk *k, const struct fault *f)
 {
 	u64 entry = k->phys[f->pte];
 
-	if (k->fault[FAULT_COW])
-		return 0;
 	if ((entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON)
-		return wp_zero_page(k, f);
+		return !k->fault[FAULT_COW] && wp_zero_page(k, f);
 	return wp_page(k, f, pte_pfn(entry));
 }

@@ -283,8 +283,9 @@ def test_a_copied_page_leaves_its_contiguous_block(configure, machine_of, in_pyt
 
 
 @pytest.mark.parametrize("fast", "yn")
-def test_writes_to_pages_of_files_that_were_read(configure, machine_of, in_python, fast):
-    m = machine_of(configure("arm64-anonfolio-4k", f"FAST_FAULT={fast}"))
+@pytest.mark.parametrize("defconfig", ["anonfolio_basic", "exefolio"])
+def test_writes_to_pages_of_files_that_were_read(machine_of, in_python, defconfig, fast):
+    m = machine_of(resolve("arm64", defconfig, sets=["MEMORY_MB=64", f"FAST_FAULT={fast}"]))
     m.spawn(1)
     file = m.open(7, PAGES * m.page_size)
     assert m.mmap(1, BASE, 50 * m.page_size, 3, 2, file, 0) == 0
