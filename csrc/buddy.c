@@ -21,17 +21,26 @@ static void list_add(struct vk *k, u64 pfn, unsigned order)
 	k->zone[ZONE_NR_BLOCKS + order]++;
 }
 
+static void list_del(struct vk *k, u64 pfn, unsigned order)
+{
+	u32 *p = page_record(k, pfn);
+
+	if (p[PAGE_PREV])
+		page_record(k, p[PAGE_PREV])[PAGE_NEXT] = p[PAGE_NEXT];
+	else
+		k->zone[ZONE_FREE_LIST + order] = p[PAGE_NEXT];
+	if (p[PAGE_NEXT])
+		page_record(k, p[PAGE_NEXT])[PAGE_PREV] = p[PAGE_PREV];
+	p[PAGE_FLAGS] = 0;
+	k->zone[ZONE_NR_BLOCKS + order]--;
+}
+
 /* Take the first block of a list that has one. */
 static u64 list_pop(struct vk *k, unsigned order)
 {
 	u64 pfn = k->zone[ZONE_FREE_LIST + order];
-	u32 *p = page_record(k, pfn);
 
-	k->zone[ZONE_FREE_LIST + order] = p[PAGE_NEXT];
-	if (p[PAGE_NEXT])
-		page_record(k, p[PAGE_NEXT])[PAGE_PREV] = 0;
-	p[PAGE_FLAGS] = 0;
-	k->zone[ZONE_NR_BLOCKS + order]--;
+	list_del(k, pfn, order);
 	return pfn;
 }
 
@@ -117,4 +126,41 @@ u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user)
 		k->mthp_stat[MTHP_nr_anon * NR_ORDERS + order]++;
 	account(k, user, (u64)1 << order);
 	return pfn;
+}
+
+/* Give 2^order pages back and merge the block with its free buddies. */
+static void free_pages(struct vk *k, u64 pfn, unsigned order)
+{
+	unsigned most = (unsigned)k->fault[FAULT_MAX_PAGE_ORDER];
+	u64 nr = (u64)1 << order;
+	u32 *p = page_record(k, pfn);
+
+	p[PAGE_FLAGS] = 0;
+	p[PAGE_REFCOUNT] = 0;
+	k->zone[ZONE_NR_FREE] += nr;
+	k->vmstat[VM_pgfree] += nr;
+	for (; order < most; order++) {
+		u64 buddy = pfn ^ (u64)1 << order;
+
+		p = page_record(k, buddy);
+		if (!(p[PAGE_FLAGS] & PG_buddy) || p[PAGE_ORDER] != order)
+			break;
+		list_del(k, buddy, order);
+		pfn &= buddy;
+	}
+	list_add(k, pfn, order);
+}
+
+/**
+ * folio_free - free a folio that has no references left and is not on the deferred split queue
+ * @user: whose memory it was: ZONE_ANON, ZONE_CACHE or ZONE_TABLE
+ */
+void folio_free(struct vk *k, u64 folio, int user)
+{
+	unsigned order = page_record(k, folio)[PAGE_ORDER];
+
+	if (user == ZONE_ANON)
+		k->mthp_stat[MTHP_nr_anon * NR_ORDERS + order]--;
+	k->zone[user] -= (u64)1 << order;
+	free_pages(k, folio, order);
 }

@@ -97,6 +97,49 @@ void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
 	}
 }
 
+/**
+ * unfold_edges - unfold the blocks that a change of nr entries covers only in part
+ *
+ * Unless blocks can be changed as a whole: then the first change of an entry unfolds its block.
+ */
+void unfold_edges(struct vk *k, u64 pte, u64 nr)
+{
+	u64 size = k->fault[FAULT_CONT_NR];
+	u64 mask = size - 1;
+
+	if (!size)
+		return;
+	if (!k->fault[FAULT_CONTPTE_BATCH]) {
+		for (u64 block = pte & ~mask; block < pte + nr; block += size)
+			unfold(k, block);
+		return;
+	}
+	if (pte & mask || nr < size)
+		unfold(k, pte);
+	if ((pte + nr) & mask)
+		unfold(k, pte + nr - 1);
+}
+
+/** read_blocks - count what a walk over nr entries reads beyond one read each, for contiguous blocks */
+void read_blocks(struct vk *k, u64 pte, u64 nr)
+{
+	u64 size = k->fault[FAULT_CONT_NR];
+	u64 hint = k->fault[FAULT_CONTPTE_BATCH];
+	u64 end = pte + nr;
+
+	if (!size || (hint && !((pte | nr) & (size - 1))))
+		return;
+	while (pte < end) {
+		u64 stop = (pte | (size - 1)) + 1;
+
+		if (stop > end)
+			stop = end;
+		if (k->phys[pte] & k->fault[FAULT_CONT_BIT])
+			k->work[WORK_pte_read] += size * (hint ? 1 : stop - pte) - (stop - pte);
+		pte = stop;
+	}
+}
+
 /** read_pte - count the read of a present entry: young and dirty of a block are those of all its entries */
 void read_pte(struct vk *k, u64 pte)
 {

@@ -7,6 +7,8 @@
 
 void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
 void unfold(struct vk *k, u64 pte);
+void unfold_edges(struct vk *k, u64 pte, u64 nr);
+void read_blocks(struct vk *k, u64 pte, u64 nr);
 void read_pte(struct vk *k, u64 pte);
 void ptep_clear_flush(struct vk *k, u64 pte);
 void set_access_flags(struct vk *k, u64 pte, u64 entry);

@@ -113,5 +113,10 @@ static inline u32 *page_record(const struct vk *k, u64 pfn)
 /* in buddy.c: */
 int can_alloc(const struct vk *k, unsigned order);
 u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
+void folio_free(struct vk *k, u64 folio, int user);
+
+/* in split_queue.c: */
+void deferred_split_folio(struct vk *k, u64 folio);
+void free_anon_folio(struct vk *k, u64 folio);
 
 #endif

@@ -89,3 +89,64 @@ u64 *next_pmd(struct vk *k, u64 mm, u64 *address, u64 end)
 	*address = end;
 	return NULL;
 }
+
+/** pte_free - free a page table of mm, of any level; its entries must all be none */
+void pte_free(struct vk *k, u64 mm, u64 pfn)
+{
+	u64 nr = (u64)1 << page_record(k, pfn)[PAGE_ORDER];
+
+	k->mm[mm * MM_RECORD + MM_PGTABLES] -= nr;
+	k->vmstat[VM_nr_page_table_pages] -= nr;
+	k->event[EV_pt_page_free * NR_ORDERS] += nr;
+	folio_free(k, pfn, ZONE_TABLE);
+}
+
+/* Which tables of an mm may go: those under [address, end) that lie in [floor, ceiling). */
+struct unused {
+	u64 mm;
+	u64 floor;
+	u64 ceiling;
+};
+
+/* Free what is freeable below one table; the table itself stays. */
+static void free_range(struct vk *k, const struct unused *u, u64 table, int depth, u64 address,
+		       u64 end)
+{
+	unsigned shift = level_shift[depth];
+	u64 step = (u64)1 << shift;
+	u64 at = address >> shift << shift;
+
+	for (;; at += step) {
+		u64 *p = table_entry(k, table, at >> shift & level_mask[depth]);
+
+		if (*p && !pmd_trans_huge(*p)) {
+			u64 child = pte_pfn(*p);
+
+			if (depth + 1 < PGTABLE_LEVELS - 1)
+				free_range(k, u, child, depth + 1, at > address ? at : address,
+					   end - at < step ? end : at + step);
+			/* A ceiling of 0 is above all. */
+			if (at >= u->floor && at + (step - 1) <= u->ceiling - 1) {
+				*p = 0;
+				pte_free(k, u->mm, child);
+			}
+		}
+		if (end - at <= step)
+			return;
+	}
+}
+
+/**
+ * vk_free_pgd_range - free the tables under [address, end) that lie wholly inside [floor, ceiling)
+ * @address: first address, below end
+ * @floor: where the VMA below ends
+ * @ceiling: where the VMA above begins; 0 = none
+ *
+ * A table that could hold pages of a neighbour stays. Entries below must all be none.
+ */
+void vk_free_pgd_range(struct vk *k, u64 mm, u64 address, u64 end, u64 floor, u64 ceiling)
+{
+	const struct unused u = {mm, floor, ceiling};
+
+	free_range(k, &u, k->mm[mm * MM_RECORD + MM_PGD], 0, address, end);
+}

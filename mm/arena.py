@@ -96,6 +96,16 @@ class RangeOps(Protocol):
         """Unmap anonymous folios over the run described in ``k.run`` until something needs Python."""
 
 
+class FastPaths(Protocol):
+    """What csrc/ does as a whole with CONFIG_FAST_FAULT; each is left in mm/ where that is not set."""
+
+    def unmap_page_range(self, vma: int, start: int, end: int, reclaim_pt: bool) -> int:
+        """Unmap from start on; return where a huge entry begins, which is left, or end."""
+
+    def free_pgd_range(self, mm: int, address: int, end: int, floor: int, ceiling: int) -> None:
+        """As pgtable.free_pgd_range()."""
+
+
 @dataclass(frozen=True)
 class Config:
     """
@@ -169,6 +179,7 @@ class Arena:
     Attributes:
         page … run: the arrays of csrc/arena.def.
         ops: loops over them.
+        fast: what C does as a whole; None without CONFIG_FAST_FAULT.
         ladder: how folio sizes are chosen (policy.py).
         levels: (bit where the index starts, mask of the index) of every table level above the last;
             upper_levels are those above the PMD's.
@@ -213,6 +224,7 @@ class Arena:
     inject: FaultInjection | None = None
     shrinkers: list[Callable[[Arena], bool]] = field(default_factory=list)
     ops: RangeOps = field(init=False)
+    fast: FastPaths | None = None
     ladder: Ladder = field(init=False)
     page_shift: int = field(init=False)
     page_size: int = field(init=False)

@@ -19,9 +19,11 @@ from .layout import (
     FAULT_CLEAR_LAST,
     FAULT_CONT_BIT,
     FAULT_CONT_NR,
+    FAULT_CONTPTE_BATCH,
     FAULT_COW,
     FAULT_EXEC_FOLIO,
     FAULT_HUGE_ZERO,
+    FAULT_GATHER,
     FAULT_LARGE,
     FAULT_MAX_PAGE_ORDER,
     FAULT_NR_ANON_VMAS,
@@ -29,14 +31,19 @@ from .layout import (
     FAULT_NR_PAGES,
     FAULT_PHYS_BACKING,
     FAULT_PMD,
+    FAULT_QUEUE_COUNT,
+    FAULT_QUEUE_ORDER,
     FAULT_RMAP_ADD_RANGE,
     FAULT_TAGS,
     FAULT_UNDERUSED,
     FAULT_WANTED,
+    FAULT_ZAP_ANON,
+    FAULT_ZAP_FILE,
     FAULT_ZERO_PFN,
 )
 from .policy import wanted_by_anyone
 from .vm_flags import VM_HUGEPAGE, VM_MTE, VM_NOHUGEPAGE
+from .zap import tlb_capacity, zap_batch
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -62,6 +69,11 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_LARGE] = k.ladder.large
     fault[FAULT_NR_ANON_VMAS] = len(k.anon_vma) // ANON_VMA_RECORD
     fault[FAULT_NR_AVCS] = len(k.avc) // AVC_RECORD
+    fault[FAULT_ZAP_ANON], fault[FAULT_ZAP_FILE] = zap_batch(k, False), zap_batch(k, True)
+    fault[FAULT_GATHER] = tlb_capacity(k)
+    fault[FAULT_QUEUE_ORDER] = 0 if config.deferred_split else k.pmd_order
+    fault[FAULT_QUEUE_COUNT] = k.pmd_order if config.policy == "mthp" else 0
+    fault[FAULT_CONTPTE_BATCH] = config.contpte_batch
     update_knobs(k)
 
 

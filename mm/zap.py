@@ -67,6 +67,13 @@ def tlb_capacity(k: Arena) -> int:
     return 8 + 10000 // most * most
 
 
+def zap_batch(k: Arena, file: bool) -> int:
+    """Return RUN_BATCH of a zap in a VMA, of a file or anonymous: v1 batches in anonymous ones only."""
+    if k.config.policy == "mthp":
+        return 2
+    return int(k.config.zap_batch and not file)
+
+
 def tlb_gather_mmu(k: Arena) -> int:
     """Begin to unmap: the gather is empty. Return what tlb_finish_mmu() wants to know."""
     k.run[RUN_ROOM] = tlb_capacity(k)
@@ -97,13 +104,16 @@ def unmap_page_range(k: Arena, vma: int, start: int, end: int, reclaim_pt: bool 
         reclaim_pt: free page tables whose whole range was unmapped, too.
     """
     mm = k.vma[vma * _V + VMA_MM]
-    address, place = next_pmd(k, mm, start, end)
-    while place:
-        stop = pmd_addr_end(k, address, end)
+    while True:
+        if k.fast is not None:
+            start = k.fast.unmap_page_range(vma, start, end, reclaim_pt)
+        address, place = next_pmd(k, mm, start, end)
+        if not place:
+            return
+        start = stop = pmd_addr_end(k, address, end)
         if pmd_trans_huge(k, k.phys[place]):
             if stop - address == k.pmd_size:
                 zap_huge_pmd(k, vma, place)
-                address, place = next_pmd(k, mm, stop, end)
                 continue
             __split_huge_pmd(k, vma, place)
         pte = pte_in_table(k, k.phys[place], address)
@@ -111,7 +121,6 @@ def unmap_page_range(k: Arena, vma: int, start: int, end: int, reclaim_pt: bool 
         if reclaim_pt and stop - address == k.pmd_size:
             table, k.phys[place] = pte_pfn(k, k.phys[place]), 0
             pte_free(k, mm, table)
-        address, place = next_pmd(k, mm, stop, end)
 
 
 def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
@@ -129,8 +138,7 @@ def zap_pte_range(k: Arena, vma: int, mm: int, pte: int, nr: int) -> None:
     run[RUN_PTE] = pte
     run[RUN_NR] = nr
     run[RUN_MM] = mm
-    batched = k.config.zap_batch and not k.vma[vma * _V + VMA_FILE]
-    run[RUN_BATCH] = 2 if k.config.policy == "mthp" else batched
+    run[RUN_BATCH] = zap_batch(k, bool(k.vma[vma * _V + VMA_FILE]))
     zap = k.ops.zap_ptes
     while True:
         zap()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from virtmm.accesses import Accesses
     from virtmm.arch.params import ArchParams, Geometry
-    from virtmm.mm.arena import RangeOps
+    from virtmm.mm.arena import FastPaths, RangeOps
     from virtmm.mm.fault_inject import FaultInjection
     from virtmm.policy import Policy
 
@@ -245,8 +245,10 @@ def boot(
     arena.shrinkers.append(deferred_split_scan)
     init_zone(arena)
     init_fault(arena)
-    fast = core and config.get("FAST_FAULT") and not (mm_config.debug_vm or arena.ladder.by_user)
-    booted.fast = FastFault(booted) if fast else None
+    fast = config.get("FAST_FAULT") and not (mm_config.debug_vm or arena.ladder.by_user)
+    if core and fast:
+        booted.fast = FastFault(booted)
+        arena.fast = cast("FastPaths", CoreFastPaths(core.lib, booted.vk))
     return booted
 
 
@@ -288,6 +290,14 @@ class CoreRanges:
         ):
             setattr(self, name, functools.partial(getattr(lib, name), vk))
         self.zap_ptes = functools.partial(lib.vk_zap_ptes, vk)
+
+
+class CoreFastPaths:
+    """FastPaths served by a compiled core."""
+
+    def __init__(self, lib: Any, vk: Any) -> None:
+        for name in ("unmap_page_range", "free_pgd_range"):
+            setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 
 
 class FastFault:

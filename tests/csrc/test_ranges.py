@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from virtmm.mm import layout
-from virtmm.mm.arena import PAGE_RECORD, RangeOps
+from virtmm.mm.arena import PAGE_RECORD, FastPaths, RangeOps
 from virtmm.mm.ranges import PyRanges
 
 from virtmm import topdir
@@ -122,8 +122,10 @@ def test_python_reaches_every_function_of_the_core(k):
     names = {name.removeprefix("vk_") for name in re.findall(r"(\w+)\(struct vk", cdef)}
     protocol = {name for name in vars(RangeOps) if not name.startswith("_")}
     accesses = {"touch", "touch_many"}  # of fault.c, whose reference is the logic of mm/
-    assert accesses < names
-    names -= accesses
+    fast = {name for name in vars(FastPaths) if not name.startswith("_")}
+    assert accesses | fast < names
+    assert all(callable(getattr(k.fast, name)) for name in fast)
+    names -= accesses | fast
     assert names == protocol
     assert all(callable(getattr(k.ops, name)) and hasattr(PyRanges, name) for name in names)
 
