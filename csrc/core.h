@@ -89,6 +89,7 @@ enum {
 	MM_RECORD = 16,
 	VMA_RECORD = 16,
 	TASK_RECORD = 32,
+	FILE_RECORD = 8,
 };
 
 static inline u64 pte_pfn(u64 pte)

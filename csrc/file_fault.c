@@ -6,8 +6,6 @@
 #include "fault.h"
 #include "vma.h"
 
-enum { FILE_RECORD = 8 };
-
 /* Cache a new folio for the pages of a file from index on; 0 = memory is short. */
 static u64 filemap_add_folio(struct vk *k, u64 file, u64 index, unsigned order)
 {

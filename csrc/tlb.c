@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* What a TLB would need for a run of last-level entries. The Python twin is in mm/ranges.py. */
-#include "core.h"
+/* What a TLB would need. The Python twins are in mm/ranges.py and mm/tlb.py. */
+#include "fault.h"
+#include "pgtable.h"
 
 /* Whether an aligned group of entries maps aligned, consecutive pages, all else (young, dirty) equal. */
 static int hpa_group(const u64 *p)
@@ -52,4 +53,49 @@ void tlb_reach_ptes(struct vk *k, u64 pte, u64 nr, u64 cont, u64 block, u64 at)
 	k->tlb[at + TLB_CONT] += pages - marked + blocks;
 	k->tlb[at + TLB_BEST] += hpa - hpa_marked + blocks;
 	k->tlb[at + TLB_CONT_PAGES] += marked;
+}
+
+/* Add the TLB entries of what a VMA maps. */
+static void tlb_reach_vma(struct vk *k, const u64 *vma, u64 at)
+{
+	u64 address = vma[VMA_START], end = vma[VMA_END];
+	u64 *pmd;
+
+	while ((pmd = next_pmd(k, vma[VMA_MM], &address, end))) {
+		u64 stop = ((address >> PMD_SHIFT) + 1) << PMD_SHIFT;
+		u64 nr;
+
+		if (stop > end)
+			stop = end;
+		nr = (stop - address) >> PAGE_SHIFT;
+		if (!pmd_trans_huge(*pmd)) {
+			tlb_reach_ptes(k, pte_in_table(*pmd, address), nr, k->fault[FAULT_CONT_BIT],
+				       k->fault[FAULT_CONT_NR], at);
+		} else if (is(*pmd, PTE_PRESENT_MASK, PTE_PRESENT_ON)) {
+			k->tlb[at + TLB_PAGES] += nr;
+			k->tlb[at + TLB_PLAIN]++;
+			k->tlb[at + TLB_HPA]++;
+			k->tlb[at + TLB_CONT]++;
+			k->tlb[at + TLB_BEST]++;
+		}
+		address = stop;
+	}
+}
+
+/**
+ * vk_tlb_reach - add the TLB entries of what an mm maps, by data and text
+ * @at: TLB_ENDED or TLB_ALIVE
+ */
+void vk_tlb_reach(struct vk *k, u64 mm, u64 at)
+{
+	const u32 *index = k->vma_index + mm * MAX_MAP_COUNT;
+	u64 nr = k->mm[mm * MM_RECORD + MM_MAP_COUNT];
+
+	for (u64 i = 0; i < nr; i++) {
+		const u64 *vma = k->vma + (u64)index[i] * VMA_RECORD;
+		const u64 *file = k->file + vma[VMA_FILE] * FILE_RECORD;
+		int text = vma[VMA_FILE] && vma[VMA_FLAGS] & VM_EXEC && !file[FILE_SHMEM];
+
+		tlb_reach_vma(k, vma, at + (text ? TLB_TEXT : TLB_DATA));
+	}
 }

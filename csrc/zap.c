@@ -10,9 +10,19 @@
 /* Pages that a zap takes in one go: present, next pfn, nothing else compared (v1 patch 7). */
 static u64 zap_batch(const u64 *p, u64 max)
 {
+	const u64 mask = PTE_PFN_MASK | PTE_PRESENT_MASK | PTE_PROT_NONE_MASK;
+	const u64 step = (u64)1 << PTE_PFN_SHIFT;
 	u64 pfn = pte_pfn(p[0]);
 	u64 i = 1;
 
+	/* Mostly all are present in the way of the first. */
+	for (; i + 3 <= max; i += 3) {
+		u64 first = (p[0] & mask) + i * step;
+
+		if (((p[i] & mask) ^ first) | ((p[i + 1] & mask) ^ (first + step)) |
+		    ((p[i + 2] & mask) ^ (first + 2 * step)))
+			break;
+	}
 	while (i < max && pte_present(p[i]) && pte_pfn(p[i]) == pfn + i)
 		i++;
 	return i;

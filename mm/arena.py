@@ -102,6 +102,9 @@ class FastPaths(Protocol):
     def unmap_page_range(self, vma: int, start: int, end: int, reclaim_pt: bool) -> int:
         """Unmap from start on; return where a huge entry begins, which is left, or end."""
 
+    def tlb_reach(self, mm: int, at: int) -> None:
+        """As tlb.tlb_reach()."""
+
     def free_pgd_range(self, mm: int, address: int, end: int, floor: int, ceiling: int) -> None:
         """As pgtable.free_pgd_range()."""
 

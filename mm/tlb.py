@@ -55,6 +55,9 @@ def tlb_reach(k: Arena, mm: int, at: int) -> None:
     Args:
         at: TLB_ENDED or TLB_ALIVE.
     """
+    if k.fast is not None:
+        k.fast.tlb_reach(mm, at)
+        return
     first, last = slots(k, mm)
     for vma in k.vma_index[first:last].tolist():
         base = vma * _V

@@ -296,7 +296,7 @@ class CoreFastPaths:
     """FastPaths served by a compiled core."""
 
     def __init__(self, lib: Any, vk: Any) -> None:
-        for name in ("unmap_page_range", "free_pgd_range"):
+        for name in ("unmap_page_range", "free_pgd_range", "tlb_reach"):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 
 

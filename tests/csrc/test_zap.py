@@ -110,6 +110,9 @@ def test_huge_entries_are_left_to_python(machine_of, in_python, fast):
     assert m.mmap(1, BASE - size, 4 * huge) == 0
     for at in (BASE - size, *range(BASE, BASE + 3 * huge, huge), BASE + 3 * huge):
         assert m.touch(1, at, True) == 0
+    reach = m.tlb()["data"]
+    assert reach["plain"] == reach["best"] == 5, "an entry for each huge page"
+    assert reach["bytes"] == 3 * huge + 2 * size
     in_python.clear()
     assert m.madvise(1, BASE - size, size + huge + 5 * size, MADV_DONTNEED) == 0
     assert in_python == ([5] if fast == "y" else [1, 5]), "the part of a huge entry that was split"
