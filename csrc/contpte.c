@@ -53,7 +53,8 @@ static void try_fold(struct vk *k, u64 pte, u64 entry)
 	u64 folio = page_record(k, page)[PAGE_HEAD];
 	u64 alike = 0;
 
-	if ((pte & page & mask) != mask || (entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON)
+	if ((pte & page & mask) != mask || (entry & PTE_SPECIAL_MASK) == PTE_SPECIAL_ON ||
+	    (entry & PTE_PRESENT_MASK) != PTE_PRESENT_ON)
 		return;
 	if (folio > page - mask || folio + ((u64)1 << page_record(k, folio)[PAGE_ORDER]) <= page)
 		return;
@@ -79,7 +80,8 @@ void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
 
 	k->work[WORK_pte_write] += nr;
 	entry &= ~bit;
-	if (!bit || nr == 1) {
+	/* No TLB entry to save for a PROT_NONE page. */
+	if (!bit || nr == 1 || (entry & PTE_PRESENT_MASK) != PTE_PRESENT_ON) {
 		set_ptes(k, pte, entry, nr);
 		if (CONFIG_CONTPTE_FOLD && bit && nr == 1)
 			try_fold(k, pte, entry);

@@ -34,6 +34,14 @@ static inline u64 pte_in_table(u64 pmd, u64 address)
 	return (pte_pfn(pmd) << PAGE_WORDS_SHIFT) + (address >> PAGE_SHIFT & (PTRS_PER_PTE - 1));
 }
 
+/* End of the part of [address, end) that one PMD entry is for. */
+static inline u64 pmd_addr_end(u64 address, u64 end)
+{
+	u64 stop = ((address >> PMD_SHIFT) + 1) << PMD_SHIFT;
+
+	return stop < end ? stop : end;
+}
+
 u64 table_alloc(struct vk *k, u64 mm, int depth);
 u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc);
 void pte_free(struct vk *k, u64 mm, u64 pfn);

@@ -108,6 +108,12 @@ class FastPaths(Protocol):
     def free_pgd_range(self, mm: int, address: int, end: int, floor: int, ceiling: int) -> None:
         """As pgtable.free_pgd_range()."""
 
+    def copy_page_range(self, new: int, vma: int, address: int) -> int:
+        """Share a VMA's pages with a child's; return where what Python must do begins, or the end."""
+
+    def change_protection(self, vma: int, address: int) -> int:
+        """Give entries their VMA's protection; return where a huge one begins, or the end."""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -134,15 +134,21 @@ def copy_page_range(k: Arena, new: int, vma: int) -> bool:
     """Map in a child's VMA what its parent's maps; False when memory for page tables is short."""
     mm, parent = k.vma[new * _V + VMA_MM], k.vma[vma * _V + VMA_MM]
     end = k.vma[vma * _V + VMA_END]
-    address, place = next_pmd(k, parent, k.vma[vma * _V + VMA_START], end)
-    while place:
+    stop = k.vma[vma * _V + VMA_START]
+    idle = k.inject is None or k.inject.idle()  # C makes tables and asks no injected failure
+    while True:
+        if k.fast is not None and idle:
+            stop = k.fast.copy_page_range(new, vma, stop)
+        address, place = next_pmd(k, parent, stop, end)
+        if not place:
+            return True
         stop = pmd_addr_end(k, address, end)
         pmd = k.phys[place]
         if pmd_trans_huge(k, pmd):
             if not copy_huge_pmd(k, mm, place, address):
                 return False
             if not pmd_trans_huge(k, k.phys[place]):
-                continue
+                stop = address
         else:
             source = pte_in_table(k, pmd, address)
             nr = stop - address >> k.page_shift
@@ -152,8 +158,6 @@ def copy_page_range(k: Arena, new: int, vma: int) -> bool:
                 if not to:
                     return False
                 copy_pte_range(k, mm, source + skip, to + skip, nr - skip)
-        address, place = next_pmd(k, parent, stop, end)
-    return True
 
 
 def any_writable(k: Arena, pte: int, nr: int) -> bool:

@@ -123,8 +123,13 @@ def change_protection(k: Arena, vma: int) -> None:
     base = vma * _V
     before = k.work[WORK_pte_write]
     mm, end = k.vma[base + VMA_MM], k.vma[base + VMA_END]
-    address, place = next_pmd(k, mm, k.vma[base + VMA_START], end)
-    while place:
+    stop = k.vma[base + VMA_START]
+    while True:
+        if k.fast is not None:
+            stop = k.fast.change_protection(vma, stop)
+        address, place = next_pmd(k, mm, stop, end)
+        if not place:
+            break
         stop = pmd_addr_end(k, address, end)
         if pmd_trans_huge(k, k.phys[place]):
             change_huge_pmd(
@@ -133,7 +138,6 @@ def change_protection(k: Arena, vma: int) -> None:
         else:
             pte = pte_in_table(k, k.phys[place], address)
             change_pte_range(k, vma, pte, stop - address >> k.page_shift)
-        address, place = next_pmd(k, mm, stop, end)
     k.work[WORK_tlbi] += k.work[WORK_pte_write] != before
 
 

@@ -296,7 +296,13 @@ class CoreFastPaths:
     """FastPaths served by a compiled core."""
 
     def __init__(self, lib: Any, vk: Any) -> None:
-        for name in ("unmap_page_range", "free_pgd_range", "tlb_reach"):
+        for name in (
+            "unmap_page_range",
+            "free_pgd_range",
+            "tlb_reach",
+            "copy_page_range",
+            "change_protection",
+        ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 
 

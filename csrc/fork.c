@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Sharing a parent's pages with a child. The reference is mm/fork.py.
+ *
+ * Huge entries, and tables that there is no memory for, are left to Python, which goes on from that PMD.
+ */
+#include "contpte.h"
+#include "fault.h"
+#include "pgtable.h"
+
+static inline u64 pte_mkold(u64 pte)
+{
+	return (pte & ~PTE_YOUNG_MASK) | PTE_YOUNG_OFF;
+}
+
+static inline u64 pte_wrprotect(u64 pte)
+{
+	return (pte & ~PTE_WRITE_MASK) | PTE_WRITE_OFF;
+}
+
+static int any_writable(const struct vk *k, u64 pte, u64 nr)
+{
+	for (u64 i = pte; i < pte + nr; i++)
+		if (is(k->phys[i], PTE_WRITE_MASK, PTE_WRITE_ON))
+			return 1;
+	return 0;
+}
+
+static void wrprotect_ptes(struct vk *k, u64 pte, u64 nr)
+{
+	unfold_edges(k, pte, nr);
+	modify_ptes(k, pte, PTE_WRITE_MASK, PTE_WRITE_OFF, nr);
+	k->work[WORK_pte_read] += nr;
+	k->work[WORK_pte_write] += nr;
+}
+
+static void dup_anon_rmap(struct vk *k, u64 folio, u64 page, u64 nr, u64 mm)
+{
+	const u32 *head = page_record(k, folio);
+	u64 mapped = folio_dup_anon_rmap_ptes(k, folio, page, nr);
+
+	k->work[WORK_rmap_add] += CONFIG_ANON_POLICY_MTHP ? 1 : nr;
+	if (!head[PAGE_ORDER] || !head[FOLIO_ENTIRE_MAPCOUNT])
+		k->vmstat[VM_nr_anon_pages] += mapped;
+	if (CONFIG_MM_ID && head[PAGE_ORDER])
+		folio_add_mm(k, folio, mm, nr);
+}
+
+/* Share the pages of one folio that the entries from source on map; how many there are. */
+static u64 copy_present_ptes(struct vk *k, u64 mm, u64 source, u64 to, u64 max)
+{
+	u64 bit = k->fault[FAULT_CONT_BIT];
+	u64 entry = k->phys[source] & ~bit;
+	u64 page = pte_pfn(entry);
+	u64 folio = page_record(k, page)[PAGE_HEAD];
+	u32 *head = page_record(k, folio);
+	u64 left = folio + ((u64)1 << head[PAGE_ORDER]) - page;
+	u64 nr = 1;
+
+	if (max > left)
+		max = left;
+	if (max > 1)
+		nr = folio_pte_batch(k, source, PTE_WRITE_MASK | PTE_YOUNG_MASK | bit, max);
+	k->work[WORK_pte_read] += nr;
+	read_blocks(k, source, nr);
+	head[PAGE_REFCOUNT] += (u32)nr;
+	if (!(head[PAGE_FLAGS] & PG_anon)) {
+		k->vmstat[VM_nr_mapped] += folio_dup_anon_rmap_ptes(k, folio, page, nr);
+		k->mm[mm * MM_RECORD + MM_FILEPAGES] += nr;
+		map_ptes(k, to, pte_mkold(entry), nr);
+		return nr;
+	}
+	dup_anon_rmap(k, folio, page, nr, mm);
+	k->mm[mm * MM_RECORD + MM_ANONPAGES] += nr;
+	if (any_writable(k, source, nr))
+		wrprotect_ptes(k, source, nr);
+	map_ptes(k, to, pte_mkold(pte_wrprotect(entry)), nr);
+	k->event[EV_fork_anon * NR_ORDERS + head[PAGE_ORDER]] += nr;
+	return nr;
+}
+
+static void copy_pte_range(struct vk *k, u64 mm, u64 source, u64 to, u64 nr)
+{
+	u64 i = 0;
+
+	for (;;) {
+		u64 entry;
+
+		i += check_ptes_none(k, source + i, nr - i);
+		if (i == nr)
+			return;
+		entry = k->phys[source + i] & ~k->fault[FAULT_CONT_BIT];
+		if (is(entry, PTE_SPECIAL_MASK, PTE_SPECIAL_ON)) {
+			k->work[WORK_pte_read]++;
+			map_ptes(k, to + i, pte_mkold(entry), 1);
+			i++;
+		} else {
+			i += copy_present_ptes(k, mm, source + i, to + i, nr - i);
+		}
+	}
+}
+
+/* Place of the child's entry of an address, in a table made if it is missing; 0 = no memory. */
+static u64 pte_alloc_map(struct vk *k, u64 mm, u64 address)
+{
+	u64 *pmd = pmd_offset(k, mm, address, 1);
+
+	if (!pmd)
+		return 0;
+	if (!*pmd) {
+		u64 table = pte_alloc_one(k, mm);
+
+		if (!table)
+			return 0;
+		*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
+	}
+	return pte_in_table(*pmd, address);
+}
+
+/**
+ * vk_copy_page_range - map in a child's VMA what its parent's maps
+ * @new: the child's VMA
+ * @vma: the parent's
+ * @address: where to begin
+ *
+ * Return: where what the caller must do begins: a huge entry, or a table without memory; the VMA's end
+ * when all is done.
+ */
+u64 vk_copy_page_range(struct vk *k, u64 new, u64 vma, u64 address)
+{
+	u64 mm = k->vma[new * VMA_RECORD + VMA_MM];
+	u64 parent = k->vma[vma * VMA_RECORD + VMA_MM];
+	u64 end = k->vma[vma * VMA_RECORD + VMA_END];
+	u64 *place;
+
+	while ((place = next_pmd(k, parent, &address, end))) {
+		u64 stop = pmd_addr_end(address, end);
+		u64 source, to, nr, skip;
+
+		if (pmd_trans_huge(*place))
+			return address;
+		source = pte_in_table(*place, address);
+		nr = (stop - address) >> PAGE_SHIFT;
+		skip = check_ptes_none(k, source, nr);
+		if (skip < nr) {
+			to = pte_alloc_map(k, mm, address);
+			if (!to)
+				return address;
+			copy_pte_range(k, mm, source + skip, to + skip, nr - skip);
+		}
+		address = stop;
+	}
+	return end;
+}
