@@ -63,7 +63,6 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_RMAP_ADD_RANGE] = config.rmap_add_range
     fault[FAULT_CONT_BIT] = k.cont_bit
     fault[FAULT_CONT_NR] = k.cont_nr
-    fault[FAULT_CONTPTE_BATCH] = config.contpte_batch
     fault[FAULT_TAGS] = VM_MTE if arch.gfp_zerotags else 0
     fault[FAULT_EXEC_FOLIO] = config.exec_folio_order
     fault[FAULT_COW] = config.cow_zero or config.cow_copy or config.cow_reuse

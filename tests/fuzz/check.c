@@ -14,7 +14,6 @@ enum {
 	HUGE_DEPTH = PGTABLE_LEVELS - 2,
 	AVC_RECORD = 8,
 	ANON_VMA_RECORD = 8,
-	FILE_RECORD = 8,
 };
 
 static const unsigned shifts[] = LEVEL_SHIFTS;
@@ -438,7 +437,7 @@ void check_arena(struct vk *k)
 	memset(links, 0, sizeof(links));
 	memset(active, 0, sizeof(active));
 	memset(children, 0, sizeof(children));
-	for (u64 mm = 1; mm <= last; mm++)
+	for (u64 mm = 1; mm < MAX_MMS; mm++) /* another image may have had more */
 		memset(owned[mm], 0, frontier * sizeof(**owned));
 	for (u64 mm = 1; mm <= last; mm++)
 		if (k->mm[mm * MM_RECORD + MM_USERS])

@@ -60,5 +60,6 @@ u64 *find_entry(struct vk *k, u64 mm, u64 address, int *huge);
 extern const struct fuzz_case pte_cases[];
 extern const struct fuzz_case page_cases[];
 extern const struct fuzz_case program_cases[];
+extern const struct fuzz_case space_cases[];
 
 #endif
