@@ -108,7 +108,7 @@ def test_mainline_zeroes_large_folios_the_generic_way(lab, arch):
 
 
 def test_a_huge_page_is_zeroed_the_generic_way_in_any_kernel(lab):
-    m = lab("anonfolio_basic", "PHYS_BACKING=y", "MEMORY_MB=256", arch="arm64")
+    m = lab("anonfolio_basic", "PHYS_BACKING=y", "MEMORY_MB=256", "FAST_FAULT=n", arch="arm64")
     m.map(0, 1024)
     m.advise(0, 1024, MADV_HUGEPAGE)
     k, calls = m.k, []
