@@ -1,61 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Replays: what small traces cost, event by event, and the samples against what was recorded."""
+"""Replays: what small traces cost, event by event."""
 
 import json
-from collections import Counter
-from pathlib import Path
 
 import pytest
 from virtmm.tools.replay.figures import (
     SIMPLIFIED_LARGER,
     SIMPLIFIED_RELAYOUT,
-    SIMPLIFIED_SMALLER,
 )
 from virtmm.tools.replay.replay import Replay
 from virtmm.tools.report.result import check_result
 from virtmm.tools.trace import format as trace_format
-from virtmm.tools.trace.format import KIND_FAULT, File, TraceError, TraceReader
+from virtmm.tools.trace.format import File, TraceError, TraceReader
 
 from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 
-SAMPLES = Path(__file__).resolve().parents[3] / "samples"
-A, STACK = 0x7F0000000000, 0x7FFFFFFDE000
-K = 1024
-READ, WRITE, RW = 1, 2, 3
-ANON, SHARED_ANON, PRIVATE, POPULATE, GROWSDOWN = 0x22, 0x21, 2, 0x8000, 0x100
-VFORK = 0x4100
-PROG = File("/usr/bin/prog", 11, 128 * K)
-
-
-def exec_(pid=1):
-    return {"pid": pid, "kind": "exec", "file": PROG}
-
-
-def mmap(addr, length, prot=RW, flags=ANON, pid=1, file=None, offset=0):
-    more = {"prot": prot, "flags": flags, "file": file, "offset": offset}
-    return {"pid": pid, "kind": "mmap", "addr": addr, "len": length, **more}
-
-
-def fault(addr, access=WRITE, pid=1, flags=0):
-    return {"pid": pid, "kind": "fault", "addr": addr, "prot": access, "flags": flags}
-
-
-def call(kind, addr=0, length=0, pid=1, **more):
-    return {"pid": pid, "kind": kind, "addr": addr, "len": length, **more}
-
-
-def fork(child, flags=0, pid=1):
-    return {"pid": pid, "kind": "fork", "arg": child, "flags": flags}
-
-
-def exit_(pid=1):
-    return {"pid": pid, "kind": "exit"}
-
-
-def faults(addr, length, access=WRITE, pid=1):
-    return [fault(at, access, pid) for at in range(addr, addr + length, 4 * K)]
-
+from .events import (
+    ANON,
+    GROWSDOWN,
+    POPULATE,
+    PRIVATE,
+    PROG,
+    READ,
+    RW,
+    SHARED_ANON,
+    STACK,
+    VFORK,
+    WRITE,
+    A,
+    K,
+    call,
+    exec_,
+    exit_,
+    fault,
+    faults,
+    fork,
+    mmap,
+)
 
 # --- what it costs --------------------------------------------------------------------------------
 
@@ -445,55 +427,6 @@ def test_larger_pages_than_the_machine_replay_as_they_are(write_trace, run):
     assert not {SIMPLIFIED_LARGER, SIMPLIFIED_RELAYOUT} & set(same["simplified"])
 
 
-# --- the samples ----------------------------------------------------------------------------------
-
-# What the real kernel counted for the same commands with fault-around (samples/README.md).
-REAL = {"gcc": 17209, "python": 49518}
-
-
-@pytest.fixture(params=sorted(REAL))
-def sample(request):
-    return SAMPLES / f"{request.param}.parquet"
-
-
-def test_every_recorded_fault_is_one(sample):
-    """
-    Without fault-around, as it was recorded, each row is a fault of the model, and each program has
-    a page or more of arguments that exec filled.
-
-    But for two of python's: the model merges the read-only data of ld.so with its relro, which the
-    kernel keeps apart by VM_ACCOUNT; with the relro's anon_vma, fork copies a page of that data to
-    each of the two children, which fault for it in the recording.
-    """
-    served = Counter()
-    config = resolve("arm64", "baseline_4k", sets=["MEMORY_MB=512", "FAST_FAULT=n"])
-    with TraceReader(sample) as reader, Machine(config, ["fault_around_bytes=4096"]) as machine:
-        rows = sum(row[3] == KIND_FAULT for rows in reader.batches() for row in rows)
-        run, touch = Replay(machine, reader), machine.touch
-
-        def counted(pid, address, write):
-            before = machine.vmstat()["pgfault"]
-            error = touch(pid, address, write)
-            served[machine.vmstat()["pgfault"] - before] += 1
-            return error
-
-        machine.touch = counted
-        run.run()
-        assert (run.segv, run.refused) == (0, 0)
-        execs = machine.events()["exec"]
-    assert execs <= served[1] + served[0] - rows <= 2 * execs
-    assert served[0] <= {"gcc": 0, "python": 2}[sample.stem]
-
-
-def test_with_fault_around_it_is_what_the_real_kernel_counted(sample, run):
-    """But for the pages of the stack that exec fills itself (the metadata's minflt knows)."""
-    result = run(sample)
-    with TraceReader(sample) as reader:
-        rows = sum(row[3] == KIND_FAULT for rows in reader.batches() for row in rows)
-        by_exec = reader.metadata["minflt"] - rows
-    assert abs(result["minflt"] + by_exec - REAL[sample.stem]) <= 5
-
-
 @pytest.mark.parametrize("kernel", ["baseline_4k", "baseline_16k", "exefolio", "linux-7.3"])
 def test_together_or_one_by_one_is_the_same(write_trace, kernel, monkeypatch):
     """
@@ -547,86 +480,6 @@ def test_together_or_one_by_one_is_the_same(write_trace, kernel, monkeypatch):
             seen.append((run.segv, machine.digest(), machine.processes(), machine.work()))
     assert seen[0][0] > 20
     assert seen == [seen[0]] * 4
-
-
-@pytest.mark.parametrize("kernel", ["baseline_16k", "baseline_64k"])
-def test_samples_laid_out_anew_run_without_refusal(sample, run, kernel):
-    result = run(sample, kernel)
-    assert (result["segv"], result["refused_calls"], result["oom"]) == (0, 0, None)
-
-
-def test_large_folios_save_two_faults_in_five(run):
-    """Acceptance 4: on the gcc sample less than 60 % of the faults of base pages, on arm64."""
-    path = SAMPLES / "gcc.parquet"
-    assert run(path, "anonfolio_basic")["minflt"] < 0.6 * run(path)["minflt"]
-
-
-# --- architectures with a smaller address space ---------------------------------------------------
-
-
-def program(size=64 * K):
-    heap = 0x555555600000
-    return [
-        exec_(),
-        mmap(0x555555554000, 64 * K, READ | 4, 2, file=PROG),
-        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
-        call("brk", heap),
-        call("brk", heap, size),
-        *faults(heap, size),
-        mmap(A, size),
-        *faults(A, size),
-        fault(STACK - 4 * K),
-        fork(2),
-        fault(A, pid=2),
-        exit_(2),
-        exit_(),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arch", "kernel", "page"),
-    [
-        ("m68k", "baseline_4k", 4),
-        ("alpha", "baseline_8k", 8),
-        ("ia64", "baseline_4k", 4),
-        ("ia64", "baseline_16k", 16),
-        ("s390", "linux-6.12", 4),
-    ],
-)
-def test_a_smaller_address_space(write_trace, run, arch, kernel, page):
-    result = run(write_trace(*program()), kernel, arch=arch)
-    assert (result["segv"], result["refused_calls"], result["oom"]) == (0, 0, None)
-    assert result["minflt"] == 2 * 64 // page + 3, "and a page of arguments"
-    assert SIMPLIFIED_SMALLER in result["simplified"]
-    assert (SIMPLIFIED_RELAYOUT in result["simplified"]) == (page > 4)
-
-
-@pytest.mark.parametrize("arch", ["arm64", "x86", "riscv"])
-def test_a_space_that_is_large_enough(write_trace, run, arch):
-    result = run(write_trace(*program(), name=arch), arch=arch)
-    assert SIMPLIFIED_SMALLER not in result["simplified"]
-    # Somebody's wild pointer does not change that.
-    path = write_trace(exec_(), fault(1 << 63), exit_(), name="wild")
-    result = run(path, arch=arch)
-    assert (result["segv"], SIMPLIFIED_SMALLER in result["simplified"]) == (1, False)
-
-
-def test_recorded_in_a_small_space_it_stays_there(write_trace, run):
-    path = write_trace(exec_(), mmap(0xEFFF0000, 16 * K), *faults(0xEFFF0000, 16 * K), exit_())
-    result = run(path, arch="m68k")
-    assert result["minflt"] == 4
-    assert SIMPLIFIED_SMALLER not in result["simplified"]
-
-
-def test_a_program_that_does_not_fit(write_trace, run):
-    path = write_trace(exec_(), mmap(A - (8 << 30), 8 << 30), exit_())
-    with pytest.raises(TraceError) as e:
-        run(path, arch="m68k")
-    assert str(e.value) == (
-        f"{path}: row 1: process 1 does not fit into the 3840 MiB of addresses that m68k gives it; "
-        "replay it on another architecture"
-    )
-    assert run(path, "baseline_8k", arch="alpha")["refused_calls"] == 0
 
 
 def test_memory_tags_of_a_recording(write_trace):
