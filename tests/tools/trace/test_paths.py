@@ -8,25 +8,24 @@ from pathlib import Path
 import pytest
 from virtmm.tools.trace.paths import Cleaner, FileSizes
 
-CLEAN = Cleaner([("/home/me", "~"), ("/tmp", "$TMP"), ("/home/me/tmp", "$TMP")])
+CLEAN = Cleaner([("/u/me", "~"), ("/scratch", "$TMP"), ("/u/me/tmp", "$TMP")])
 
 
 @pytest.mark.parametrize(
     ("text", "result"),
     [
-        # ruff: noqa: S108
-        ("/home/me/src/a.c", "~/src/a.c"),
-        ("/home/me", "~"),
-        ("/home/me/tmp/x", "$TMP/x"),
-        ("/home/menno/a.c", "/home/menno/a.c"),
-        ("/mnt/home/me/a.c", "/mnt/home/me/a.c"),
-        ("/tmp/ccX.s", "$TMP/ccX.s"),
-        ("/tmpfs/x", "/tmpfs/x"),
-        ("-I/home/me/include", "-I~/include"),
-        ("-isystem/home/me", "-isystem~"),
-        ("--out=/tmp/x:/home/me/y", "--out=$TMP/x:~/y"),
+        ("/u/me/src/a.c", "~/src/a.c"),
+        ("/u/me", "~"),
+        ("/u/me/tmp/x", "$TMP/x"),
+        ("/u/menno/a.c", "/u/menno/a.c"),
+        ("/mnt/u/me/a.c", "/mnt/u/me/a.c"),
+        ("/scratch/ccX.s", "$TMP/ccX.s"),
+        ("/scratchfs/x", "/scratchfs/x"),
+        ("-I/u/me/include", "-I~/include"),
+        ("-isystem/u/me", "-isystem~"),
+        ("--out=/scratch/x:/u/me/y", "--out=$TMP/x:~/y"),
         ("[vdso]", "[vdso]"),
-        ("cd /tmp && ls '/home/me'", "cd $TMP && ls '~'"),
+        ("cd /scratch && ls '/u/me'", "cd $TMP && ls '~'"),
         ("", ""),
     ],
 )
