@@ -29,39 +29,39 @@ static double now(void)
 	return 1e9 * (double)t.tv_sec + (double)t.tv_nsec;
 }
 
+/* Return the nanoseconds of each of many runs of a statement, which knows its number i. */
+#define RETURN_NS_EACH(calls, statement)                  \
+	do {                                              \
+		double start = now();                     \
+                                                          \
+		for (uint64_t i = 0; i < (calls); i++)    \
+			statement;                        \
+		return (now() - start) / (double)(calls); \
+	} while (0)
+
 /* Loops over the nr entries of a table; table i is at entry pte + i * nr. */
 static double none_core(uintptr_t f, void *vk, uint64_t pte, uint64_t nr, uint64_t pool,
 			uint64_t calls)
 {
 	none_fn *volatile none = (none_fn *)f;
-	double start = now();
 
-	for (uint64_t i = 0; i < calls; i++)
-		if (none(vk, pte + i % pool * nr, nr) != nr)
-			return -1;
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, if (none(vk, pte + i % pool * nr, nr) != nr) return -1);
 }
 
 static double set_core(uintptr_t f, void *vk, uint64_t pte, uint64_t nr, uint64_t entry,
 		       uint64_t pool, uint64_t calls)
 {
 	set_fn *volatile set = (set_fn *)f;
-	double start = now();
 
-	for (uint64_t i = 0; i < calls; i++)
-		set(vk, pte + i % pool * nr, entry, nr);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, set(vk, pte + i % pool * nr, entry, nr));
 }
 
 static double modify_core(uintptr_t f, void *vk, uint64_t pte, uint64_t nr, uint64_t clear,
 			  uint64_t set, uint64_t pool, uint64_t calls)
 {
 	modify_fn *volatile modify = (modify_fn *)f;
-	double start = now();
 
-	for (uint64_t i = 0; i < calls; i++)
-		modify(vk, pte + i % pool * nr, clear, set, nr);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, modify(vk, pte + i % pool * nr, clear, set, nr));
 }
 
 /* Fill an array with folios. */
@@ -69,49 +69,32 @@ static double alloc_core(uintptr_t f, void *vk, unsigned order, uint32_t flags, 
 			 uint64_t *folio, uint64_t calls)
 {
 	alloc_fn *volatile alloc = (alloc_fn *)f;
-	double start = now();
 
-	for (uint64_t i = 0; i < calls; i++)
-		folio[i] = alloc(vk, order, flags, user);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, folio[i] = alloc(vk, order, flags, user));
 }
 
 static double clear_core(uintptr_t f, void *vk, uint64_t pfn, uint64_t nr, uint64_t fault,
 			 uint64_t pool, uint64_t calls)
 {
 	clear_fn *volatile clear = (clear_fn *)f;
-	double start = now();
 
-	for (uint64_t i = 0; i < calls; i++)
-		clear(vk, pfn + i % pool * nr, nr, fault);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, clear(vk, pfn + i % pool * nr, nr, fault));
 }
 
 static double clear_libc(char *to, size_t size, uint64_t pool, uint64_t calls)
 {
-	double start = now();
-
-	for (uint64_t i = 0; i < calls; i++)
-		libc_memset(to + i % pool * size, 0, size);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, libc_memset(to + i % pool * size, 0, size));
 }
 
 static double copy_core(uintptr_t f, void *vk, uint64_t to, uint64_t from, uint64_t nr,
 			uint64_t pool, uint64_t calls)
 {
 	copy_fn *volatile copy = (copy_fn *)f;
-	double start = now();
 
-	for (uint64_t i = 0; i < calls; i++)
-		copy(vk, to + i % pool * nr, from + i % pool * nr, nr);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, copy(vk, to + i % pool * nr, from + i % pool * nr, nr));
 }
 
 static double copy_libc(char *to, const char *from, size_t size, uint64_t pool, uint64_t calls)
 {
-	double start = now();
-
-	for (uint64_t i = 0; i < calls; i++)
-		libc_memcpy(to + i % pool * size, from + i % pool * size, size);
-	return (now() - start) / (double)calls;
+	RETURN_NS_EACH(calls, libc_memcpy(to + i % pool * size, from + i % pool * size, size));
 }
