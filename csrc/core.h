@@ -117,7 +117,7 @@ u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
 void folio_free(struct vk *k, u64 folio, int user);
 
 /* in split_queue.c: */
-void deferred_split_folio(struct vk *k, u64 folio);
+void deferred_split_folio(struct vk *k, u64 folio, int partially_mapped);
 void free_anon_folio(struct vk *k, u64 folio);
 
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Writes to present, read-only entries: reuse, a copy of one page, or a page for the zero page. The
- * reference is do_wp_page() in mm/memory.py. What would free a folio or queue it for splitting, and the
- * further fault paths (ANON_COW_*) for the zero page and large folios, are left to Python.
+ * reference is do_wp_page() in mm/memory.py. The further fault paths (ANON_COW_*) for the zero page and
+ * large folios are left to Python.
  */
 #include "contpte.h"
 #include "fault.h"
@@ -35,8 +35,11 @@ static int wp_zero_page(struct vk *k, const struct fault *f)
 	return 1;
 }
 
-/* Take one mapping and one reference from a page of an anonymous folio that keeps others of both. */
-static void put_shared_page(struct vk *k, const struct fault *f, u64 folio, u64 page)
+/*
+ * Take one mapping and one reference from a page of an anonymous folio. Before v1's patch 5 even the last
+ * mapping of a large folio queues it for splitting.
+ */
+static void put_mapped_page(struct vk *k, const struct fault *f, u64 folio, u64 page)
 {
 	u32 *head = page_record(k, folio);
 	u64 unmapped = folio_remove_rmap_range(k, folio, page, 1);
@@ -44,9 +47,15 @@ static void put_shared_page(struct vk *k, const struct fault *f, u64 folio, u64 
 	k->work[WORK_rmap_remove]++;
 	if (CONFIG_MM_ID && head[PAGE_ORDER])
 		folio_sub_mm(k, folio, f->mm, 1);
-	if (!head[PAGE_ORDER] || !head[FOLIO_ENTIRE_MAPCOUNT])
+	if (!head[PAGE_ORDER] || !head[FOLIO_ENTIRE_MAPCOUNT]) {
 		k->vmstat[VM_nr_anon_pages] -= unmapped;
-	head[PAGE_REFCOUNT]--;
+		if (unmapped && head[PAGE_ORDER] &&
+		    (head[FOLIO_NR_PAGES_MAPPED] ||
+		     !(CONFIG_ANON_POLICY_MTHP || CONFIG_ANON_RMAP_REMOVE_RANGE)))
+			deferred_split_folio(k, folio, 1);
+	}
+	if (!--head[PAGE_REFCOUNT])
+		free_anon_folio(k, folio);
 }
 
 /* Give the writer a page of its own, where others hold this one of an anonymous folio or of a file. */
@@ -68,7 +77,7 @@ static int wp_page_copy(struct vk *k, const struct fault *f, u64 folio, u64 page
 	map_new_folio(k, f, copy, 0);
 	if (anon) {
 		mm[MM_ANONPAGES]--;
-		put_shared_page(k, f, folio, page);
+		put_mapped_page(k, f, folio, page);
 		k->event[EV_wp_copy * NR_ORDERS]++;
 	} else {
 		mm[MM_FILEPAGES]--;
@@ -88,14 +97,6 @@ static int wp_can_reuse_anon_folio(const u32 *head)
 	       head[FOLIO_LARGE_MAPCOUNT] == head[PAGE_REFCOUNT];
 }
 
-/* Whether a page's folio stays and needs no splitting when one mapping of the page goes. */
-static int stays_mapped(const u32 *head, const u32 *page)
-{
-	if (head[PAGE_REFCOUNT] < 2)
-		return 0;
-	return !head[PAGE_ORDER] || head[FOLIO_ENTIRE_MAPCOUNT] || page[PAGE_MAPCOUNT] > 1;
-}
-
 static int wp_page(struct vk *k, const struct fault *f, u64 page)
 {
 	u32 *p = page_record(k, page);
@@ -107,7 +108,7 @@ static int wp_page(struct vk *k, const struct fault *f, u64 page)
 		return 0;
 	if (!(p[PAGE_FLAGS] & PG_exclusive)) {
 		if (!wp_can_reuse_anon_folio(head))
-			return stays_mapped(head, p) && wp_page_copy(k, f, p[PAGE_HEAD], page);
+			return wp_page_copy(k, f, p[PAGE_HEAD], page);
 		if (!head[PAGE_ORDER])
 			head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
 		p[PAGE_FLAGS] |= PG_exclusive;

@@ -54,23 +54,6 @@ static void folio_add_new_anon_rmap_pmd(struct vk *k, const struct fault *f, u64
 	k->vmstat[VM_nr_anon_pages] += PTRS_PER_PTE;
 }
 
-/* Put a folio where the shrinker looks for underused ones (6.12): at the tail of the split queue. */
-static void queue_underused(struct vk *k, u64 folio)
-{
-	u32 *head = page_record(k, folio);
-	u64 last = k->zone[ZONE_SPLIT_QUEUE_TAIL];
-
-	head[PAGE_FLAGS] |= PG_deferred;
-	head[FOLIO_DEFERRED_NEXT] = 0;
-	head[FOLIO_DEFERRED_PREV] = (u32)last;
-	if (last)
-		page_record(k, last)[FOLIO_DEFERRED_NEXT] = (u32)folio;
-	else
-		k->zone[ZONE_SPLIT_QUEUE] = folio;
-	k->zone[ZONE_SPLIT_QUEUE_TAIL] = folio;
-	k->zone[ZONE_SPLIT_QUEUE_LEN]++;
-}
-
 static void map_anon_folio_pmd(struct vk *k, const struct fault *f, u64 *pmd, u64 folio)
 {
 	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
@@ -82,8 +65,7 @@ static void map_anon_folio_pmd(struct vk *k, const struct fault *f, u64 *pmd, u6
 	*pmd = pmd_mkhuge(pte_mkyoung(entry));
 	k->work[WORK_pte_write]++;
 	k->mm[f->mm * MM_RECORD + MM_ANONPAGES] += PTRS_PER_PTE;
-	if (k->fault[FAULT_UNDERUSED])
-		queue_underused(k, folio);
+	deferred_split_folio(k, folio, 0);
 	k->vmstat[VM_thp_fault_alloc]++;
 	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + PMD_ORDER]++;
 	k->event[EV_anon_fault * NR_ORDERS + PMD_ORDER]++;

@@ -3,28 +3,30 @@
 #include "core.h"
 
 /**
- * deferred_split_folio - put a large folio that lost a mapping of a page at the tail of the queue
- *
- * Unless it is there. It is counted once.
+ * deferred_split_folio - put a large folio at the tail of the queue, unless it is there
+ * @partially_mapped: it lost a mapping of a page, which is counted once; else it is put where the
+ *	shrinker looks for underused ones (6.12)
  */
-void deferred_split_folio(struct vk *k, u64 folio)
+void deferred_split_folio(struct vk *k, u64 folio, int partially_mapped)
 {
 	u32 *head = page_record(k, folio);
 	u32 flags = head[PAGE_FLAGS];
 	u32 order = head[PAGE_ORDER];
 	u64 last = k->zone[ZONE_SPLIT_QUEUE_TAIL];
 
-	if (order < k->fault[FAULT_QUEUE_ORDER])
+	if (order < k->fault[FAULT_QUEUE_ORDER] ||
+	    (!partially_mapped && !k->fault[FAULT_UNDERUSED]))
 		return;
-	if (!(flags & PG_partially_mapped)) {
+	if (partially_mapped && !(flags & PG_partially_mapped)) {
+		head[PAGE_FLAGS] |= PG_partially_mapped;
 		if (order >= k->fault[FAULT_QUEUE_COUNT])
 			k->vmstat[VM_thp_deferred_split_page]++;
 		k->mthp_stat[MTHP_split_deferred * NR_ORDERS + order]++;
 		k->mthp_stat[MTHP_nr_anon_partially_mapped * NR_ORDERS + order]++;
 	}
-	head[PAGE_FLAGS] |= PG_partially_mapped | PG_deferred;
 	if (flags & PG_deferred)
 		return;
+	head[PAGE_FLAGS] |= PG_deferred;
 	head[FOLIO_DEFERRED_NEXT] = 0;
 	head[FOLIO_DEFERRED_PREV] = (u32)last;
 	if (last)

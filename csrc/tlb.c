@@ -62,12 +62,9 @@ static void tlb_reach_vma(struct vk *k, const u64 *vma, u64 at)
 	u64 *pmd;
 
 	while ((pmd = next_pmd(k, vma[VMA_MM], &address, end))) {
-		u64 stop = ((address >> PMD_SHIFT) + 1) << PMD_SHIFT;
-		u64 nr;
+		u64 stop = pmd_addr_end(address, end);
+		u64 nr = (stop - address) >> PAGE_SHIFT;
 
-		if (stop > end)
-			stop = end;
-		nr = (stop - address) >> PAGE_SHIFT;
 		if (!pmd_trans_huge(*pmd)) {
 			tlb_reach_ptes(k, pte_in_table(*pmd, address), nr, k->fault[FAULT_CONT_BIT],
 				       k->fault[FAULT_CONT_NR], at);

@@ -174,7 +174,7 @@ static void zap_pte_range(struct vk *k)
 			free_anon_folio(k, folio);
 			break;
 		case EXIT_DEFERRED_SPLIT:
-			deferred_split_folio(k, folio);
+			deferred_split_folio(k, folio, 1);
 			if (!page_record(k, folio)[PAGE_REFCOUNT])
 				free_anon_folio(k, folio);
 			break;
@@ -203,12 +203,10 @@ u64 vk_unmap_page_range(struct vk *k, u64 vma, u64 address, u64 end, int reclaim
 	u64 *pmd;
 
 	while ((pmd = next_pmd(k, mm, &address, end))) {
-		u64 stop = ((address >> PMD_SHIFT) + 1) << PMD_SHIFT;
+		u64 stop = pmd_addr_end(address, end);
 
 		if (pmd_trans_huge(*pmd))
 			return address;
-		if (stop > end)
-			stop = end;
 		k->run[RUN_PTE] = pte_in_table(*pmd, address);
 		k->run[RUN_NR] = (stop - address) >> PAGE_SHIFT;
 		k->run[RUN_MM] = mm;
