@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtmm.arch import arch_folder, load_arch
 from virtmm.arch.params import ArchError
-from virtmm.boot import BootError
+from virtmm.boot import BootError, check_settings
 from virtmm.kbuild import BuildError
 from virtmm.kconfig import ConfigError, ResolvedConfig, defconfigs, open_kconfig, resolve
 from virtmm.machine import Machine
@@ -110,15 +110,7 @@ def check_kconfig(s: Subject) -> str:
             config.get(symbol) is True,
             f"{s.arch.name}.kconfig_symbol: {symbol} is not y in {kernel}; Kconfig defines it def_bool y",
         )
-        s.arch.geometry(int(config["PAGE_SHIFT"]))
-        if config["HAVE_ARCH_TRANSPARENT_HUGEPAGE"]:
-            order = s.arch.geometry(int(config["PAGE_SHIFT"])).pmd_order
-            most = config["ARCH_FORCE_MAX_ORDER"]
-            _want(
-                order <= int(most),
-                f"{s.arch.name}.geometries[{config['PAGE_SHIFT']}].levels.pte: {order} bits make huge "
-                f"pages of that order, ARCH_FORCE_MAX_ORDER={most} holds none ({kernel})",
-            )
+        check_settings(config, ())
     for g in s.arch.geometries:
         name = f"baseline_{1 << g.page_shift >> 10}k"
         _want(name in s.kernels, f"configs/{name}_defconfig: missing; each page size has one")
@@ -233,11 +225,11 @@ def check_contiguous(s: Subject) -> str:
             contpte.set_ptes(k, first, pgtable.mk_pte(k, nr, prot), min(2 * nr, k.pte_mask + 1))
             off = [i for i in range(nr) if not contpte.pte_cont(k, k.phys[first + i])]
             _want(not off, f"pte.cont: off in entries {off} of a whole block")
-            contpte.ptep_clear(k, first + 1)
+            contpte.ptep_clear(k, first + nr - 1)
             left = [i for i in range(nr) if contpte.pte_cont(k, k.phys[first + i])]
             _want(not left, f"pte.cont: entries {left} keep it after one of the block has gone")
-            got = pgtable.pte_pfn(k, k.phys[first + nr - 1])
-            _want(got == 2 * nr - 1, f"pte.cont: unfolding changes pfn {2 * nr - 1} to {got}")
+            got = pgtable.pte_pfn(k, k.phys[first])
+            _want(got == nr, f"pte.cont: unfolding changes pfn {nr} to {got}")
     return f"blocks of {', '.join(map(str, sorted(set(sizes))))} entries"
 
 

@@ -48,7 +48,7 @@ def port(tmp_path):
         (
             "Kconfig", "default 10", "default 9",
             "foo.geometries[13].levels.pte: 10 bits make huge pages of that order, "
-            "ARCH_FORCE_MAX_ORDER=9 holds none (defconfig)",
+            "ARCH_FORCE_MAX_ORDER=9 holds none; raise it, or TRANSPARENT_HUGEPAGE=n",
         ),
         (
             "Kconfig", "config PAGE_SHIFT\n\tint\n\tdefault 13\n", "",
@@ -75,6 +75,12 @@ def test_a_wrong_port_is_refused(port, file, old, new, message):
 
 def test_the_port_is_right_without_the_mistake(port):
     assert port() == ""
+
+
+@pytest.mark.parametrize("cont", ["0", "2", "256"])
+def test_blocks_of_any_size(tmp_path, cont):
+    folder = new_arch("foo", parse_shape("4K", "9,9,9", cont), tmp_path)
+    assert [o.text for o in arch_check("foo", folder) if o.status == "FAILED"] == []
 
 
 def test_a_huge_page_that_no_block_holds_is_refused_at_boot(tmp_path):

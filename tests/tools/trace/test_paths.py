@@ -34,7 +34,7 @@ def test_cleaner(text: str, result: str) -> None:
 
 
 def test_nothing_to_replace() -> None:
-    assert Cleaner([])("/home/me") == "/home/me"
+    assert Cleaner([])("/u/me") == "/u/me"
 
 
 def test_home_and_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_home_and_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("SUDO_USER", raising=False)
     clean = Cleaner()
     assert clean(f"{tmp_path}/home/a") == "~/a"
-    assert clean("/var/tmp/x") == "$TMP/x"
+    assert clean("/var/tmp/x") == "$TMP/x"  # noqa: S108
     assert clean("/usr/bin/gcc") == "/usr/bin/gcc"
 
 
