@@ -2,7 +2,7 @@
 """
 The buddy allocator: folios of one order out of large blocks and back, in C and in Python.
 
-C is called from C (timing.c), as the fault path calls it. Folios are freed in Python only.
+C is called from C (timing.c), as faults and unmapping call it.
 """
 
 import ctypes
@@ -42,19 +42,38 @@ def free_all(k, folios):
 
 
 @pytest.fixture
-def c_alloc(booted, timing):
-    """folio_alloc() of the core in a loop: (order, u64 array to fill)."""
-    lib, ffi = timing
-    # Not for Python to call, so that cffi does not know it.
+def core_function(booted):
+    """A function of the core that is not for Python to call, so that cffi does not know it: its address."""
     path = next(p for p, (_, lib) in kbuild._loaded.items() if lib is booted.core.lib)
-    function = ctypes.cast(ctypes.CDLL(str(path)).folio_alloc, ctypes.c_void_p).value
+    core = ctypes.CDLL(str(path))
+    return lambda name: ctypes.cast(getattr(core, name), ctypes.c_void_p).value
+
+
+@pytest.fixture
+def c_alloc(booted, timing, core_function):
+    """folio_alloc() of the core in a loop: (arena, order, u64 array to fill)."""
+    lib, ffi = timing
     vk = ffi.cast("void *", int(booted.core.ffi.cast("uintptr_t", booted.vk)))
+    function = core_function("folio_alloc")
 
     def alloc(_, order, folios):
         buffer = ffi.from_buffer("uint64_t[]", folios)
         lib.alloc_core(function, vk, order, FLAGS, ZONE_ANON, buffer, len(folios))
 
     return alloc
+
+
+@pytest.fixture
+def c_free(booted, timing, core_function):
+    """folio_free() of the core in a loop: (arena, u64 array of folios)."""
+    lib, ffi = timing
+    vk = ffi.cast("void *", int(booted.core.ffi.cast("uintptr_t", booted.vk)))
+    function = core_function("folio_free")
+
+    def free(_, folios):
+        lib.free_core(function, vk, ZONE_ANON, ffi.from_buffer("uint64_t[]", folios), len(folios))
+
+    return free
 
 
 @orders
@@ -77,15 +96,16 @@ def test_alloc(benchmark, note_rate, booted, zone, c_alloc, order, language):
 
 
 @orders
-def test_free(benchmark, note_rate, booted, zone, c_alloc, order):
-    k = booted.arena
+@pytest.mark.parametrize("language", ["C", "Python"])
+def test_free(benchmark, note_rate, booted, zone, c_alloc, c_free, order, language):
+    k, free = booted.arena, c_free if language == "C" else free_all
     benchmark.group = f"free, order {order}"
     folios = (ctypes.c_uint64 * (PAGES >> order))()
     benchmark.pedantic(
-        free_all,
+        free,
         args=(k, folios),
         setup=lambda: c_alloc(k, order, folios),
         rounds=ROUNDS,
         warmup_rounds=1,
     )
-    note_rate(SECTION, f"free, order {order}", "Python", folios=len(folios), pages=PAGES)
+    note_rate(SECTION, f"free, order {order}", language, folios=len(folios), pages=PAGES)

@@ -16,6 +16,7 @@ typedef uint64_t none_fn(void *vk, uint64_t pte, uint64_t nr);
 typedef void set_fn(void *vk, uint64_t pte, uint64_t entry, uint64_t nr);
 typedef void modify_fn(void *vk, uint64_t pte, uint64_t clear, uint64_t set, uint64_t nr);
 typedef uint64_t alloc_fn(void *vk, unsigned order, uint32_t flags, int user);
+typedef void free_fn(void *vk, uint64_t folio, int user);
 
 /* Through volatile pointers, so that the compiler can neither expand nor drop a call. */
 static void *(*volatile libc_memset)(void *, int, size_t) = memset;
@@ -71,6 +72,14 @@ static double alloc_core(uintptr_t f, void *vk, unsigned order, uint32_t flags, 
 	alloc_fn *volatile alloc = (alloc_fn *)f;
 
 	RETURN_NS_EACH(calls, folio[i] = alloc(vk, order, flags, user));
+}
+
+/* Give an array of folios back. */
+static double free_core(uintptr_t f, void *vk, int user, const uint64_t *folio, uint64_t calls)
+{
+	free_fn *volatile give_back = (free_fn *)f;
+
+	RETURN_NS_EACH(calls, give_back(vk, folio[i], user));
 }
 
 static double clear_core(uintptr_t f, void *vk, uint64_t pfn, uint64_t nr, uint64_t fault,
