@@ -66,7 +66,10 @@ def one_line(ctx: click.Context) -> Iterator[None]:
     """Turn our exceptions, click's about wrong usage, and Ctrl-C, into the line."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (
+        KeyboardInterrupt,
+        click.Abort,
+    ):  # the latter at a question, and at its end of input too
         raise SystemExit(interrupted()) from None
     except ERRORS as e:
         raise SystemExit(fail(str(e))) from None

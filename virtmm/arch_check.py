@@ -354,7 +354,13 @@ def missing(s: Subject) -> dict[str, str]:
 
 
 def arch_check(name: str, arch_dir: Path | None = None) -> Iterator[Outcome]:
-    """Yield the outcome of each check, then the tiers; what cannot be loaded ends at once."""
+    """
+    Yield the outcome of each check, then the tiers; what cannot be loaded ends at once.
+
+    Raises:
+        ArchError: there is no such architecture, and so nothing to check.
+    """
+    arch_folder(name, arch_dir)
     try:
         s = Subject(name, arch_dir)
     except (ArchError, ConfigError) as e:

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtmm.arch import load_arch
+from virtmm import topdir
 from virtmm.arch.params import ArchError
+from virtmm.boot import check_settings
+from virtmm.kconfig import default_arch, defconfigs, open_kconfig, resolve
 
+_PAGES = (4096, 8192, 16384, 32768, 65536)
 _NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
 _ARCH = '''# SPDX-License-Identifier: GPL-2.0-only
 """{name}: {page}K pages, {levels} levels. What each field means: virtmm/arch/params.py."""
@@ -84,17 +88,65 @@ class Shape:
     cont: int = 0
 
 
+def parse_page(text: str) -> int:
+    """Return the bytes of a base page (8K, 8k or 8192); ArchError when it is none."""
+    m = re.fullmatch(r"([0-9]{1,5})([Kk]?)", text)
+    size = int(m[1]) << (10 if m[2] else 0) if m else 0
+    if size not in _PAGES:
+        raise ArchError(f"page: {text} is not one of {', '.join(f'{p >> 10}K' for p in _PAGES)}")
+    return size
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Return the index bits of each level from the root (9,9,9,9); ArchError when they are none."""
+    if not re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2}){1,4}", text):
+        raise ArchError(f"levels: {text} is not index bits from the root, like 9,9,9,9 (2 to 5)")
+    return tuple(map(int, text.split(",")))
+
+
+def parse_cont(text: str) -> int:
+    """Return the entries of a contiguous block (32; 0 = none); ArchError when it is no such number."""
+    number = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 1
+    if number == 1 or number & number - 1:
+        raise ArchError(f"cont: {text} is not a power of two of entries; 0 = no contiguous blocks")
+    return number
+
+
 def parse_shape(page: str, levels: str, cont: str) -> Shape:
     """Return the shape from words (8K; 10,10,10; 32); ArchError names the word that is wrong."""
-    m = re.fullmatch(r"(\d+)K", page)
-    size = int(m[1]) << 10 if m else 0
-    if size not in (4096, 8192, 16384, 32768, 65536):
-        raise ArchError(f"page: {page} is not one of 4K, 8K, 16K, 32K, 64K")
-    if not re.fullmatch(r"\d+(,\d+){1,4}", levels):
-        raise ArchError(f"levels: {levels} is not index bits from the root, like 9,9,9,9 (2 to 5)")
-    if not cont.isdigit() or int(cont) & int(cont) - 1 or cont == "1":
-        raise ArchError(f"cont: {cont} is not a power of two of entries; 0 = no contiguous blocks")
-    return Shape(size, tuple(map(int, levels.split(","))), int(cont))
+    return Shape(parse_page(page), parse_levels(levels), parse_cont(cont))
+
+
+def place_for(name: str, parent: Path) -> Path:
+    """
+    Return the folder of an architecture that is to be written.
+
+    Raises:
+        ArchError: no name for one, the name is taken, or ``parent`` is no folder.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
+        raise ArchError(
+            f"name: {name} is not a folder's (a small letter, then small letters, digits, _; at most 31)"
+        )
+    if keyword.iskeyword(name):
+        raise ArchError(f"name: {name} is a word of Python; choose another")
+    if (topdir() / "arch" / f"{name}.py").exists():
+        raise ArchError(f"name: {name} is taken by arch/{name}.py; choose another")
+    # Of whatever architecture; its own symbols do not matter.
+    kconf = open_kconfig(default_arch())
+    symbol = kconf.syms.get(name.upper()) or kconf.named_choices.get(name.upper())
+    for node in symbol.nodes if symbol else ():
+        file = (topdir() / node.filename).relative_to(topdir())
+        if file.parts[0] != "arch":
+            raise ArchError(
+                f"name: {name} is taken by {symbol.name} of {file}:{node.linenr}; choose another"
+            )
+    if not parent.is_dir():
+        raise ArchError(f"{parent}: no such folder; make it first")
+    folder = parent / name
+    if folder.exists():
+        raise ArchError(f"{folder}: is there already; choose another name")
+    return folder
 
 
 def new_arch(name: str, shape: Shape, parent: Path) -> Path:
@@ -102,22 +154,20 @@ def new_arch(name: str, shape: Shape, parent: Path) -> Path:
     Write ``parent``/``name`` and return it: arch.py, Kconfig and three kernels.
 
     Raises:
-        ArchError: no name, it is there already, or the shape is no architecture; nothing is left then.
+        ArchError: place_for() refuses, or the shape is no architecture; nothing is left then.
+        BootError, ConfigError: a kernel of it would not boot; nothing is left then.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ArchError(f"name: {name} is not a folder's (small letters, digits, _)")
-    folder = parent / name
-    if folder.exists():
-        raise ArchError(f"{folder}: is there already; choose another name")
+    folder = place_for(name, parent)
     try:
         with tempfile.TemporaryDirectory(dir=parent, prefix=".new-") as work:
             made = Path(work) / name
             _write(made, name, shape)
-            load_arch(name, made)
+            for kernel in ("defconfig", *defconfigs(name, made)):
+                check_settings(resolve(name, kernel, arch_dir=made), ())
             shutil.rmtree(made / "__pycache__", ignore_errors=True)
             made.rename(folder)
     except OSError as e:
-        raise ArchError(f"{e.filename or folder}: {e.strerror}") from None
+        raise ArchError(f"{parent}: cannot write in it: {e.strerror}") from None
     return folder
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from virtmm.tools.commands.kernels import arch_option
@@ -11,32 +13,83 @@ from virtmm.tools.commands.output import TRACE
 
 from virtmm import topdir
 from virtmm.arch_check import arch_check
-from virtmm.new_arch import new_arch, parse_shape
+from virtmm.kconfig import ArchError
+from virtmm.new_arch import (
+    new_arch,
+    parse_cont,
+    parse_levels,
+    parse_page,
+    parse_shape,
+    place_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def ask(
+    option: str, given: str | None, question: str, read: Callable[[str], object], default: str = ""
+) -> str:
+    """
+    Return what an option says, or the answer at the terminal: words that ``read`` can read.
+
+    A wrong answer is asked for again.
+
+    Raises:
+        ArchError: ``given`` is wrong.
+        UsageError: nothing is given, there is no default, and no terminal to ask at.
+    """
+    if given is None and not sys.stdin.isatty():
+        if not default:
+            raise click.UsageError(f"{option}: is not given, and there is no terminal to ask at")
+        given = default
+    if given is not None:
+        read(given)
+        return given
+
+    def answer(text: str) -> str:
+        try:
+            read(text)
+        except ArchError as e:
+            raise click.UsageError(str(e)) from None
+        return text
+
+    return str(click.prompt(question, default=default or None, value_proc=answer))
 
 
 @click.command("new-arch")
-@click.argument("name")
-@click.option("--page", prompt="Base page", help="Bytes of a base page: 4K, 8K, 16K, 32K, 64K.")
-@click.option(
-    "--levels", prompt="Index bits of each level, from the root", help="Like 9,9,9,9: 2 to 5."
-)
-@click.option(
-    "--cont",
-    prompt="Entries of a contiguous block (0 = none)",
-    default="0",
-    help="Last-level entries of a contiguous block; 0 = none.",
-)
+@click.argument("name", required=False)
+@click.option("--page", help="Bytes of a base page: 4K, 8K, 16K, 32K, 64K.")
+@click.option("--levels", help="Index bits of each level, from the root, like 9,9,9,9: 2 to 5.")
+@click.option("--cont", help="Last-level entries of a contiguous block; 0 = none, the default.")
 @click.option("--in", "parent", type=TRACE, help="Folder to write it in; default: arch/.")
-def new_arch_command(name: str, page: str, levels: str, cont: str, parent: Path | None) -> None:
-    """Write the folder of a new architecture NAME, which boots as it is (Documentation/arch/porting.md)."""
-    folder = new_arch(name, parse_shape(page, levels, cont), parent or topdir() / "arch")
+def new_arch_command(
+    name: str | None, page: str | None, levels: str | None, cont: str | None, parent: Path | None
+) -> None:
+    """
+    Write the folder of a new architecture NAME, which boots as it is (Documentation/arch/porting.md).
+
+    What is not given is asked for.
+    """
+    where = parent or topdir() / "arch"
+    name = ask("NAME", name, "Name", lambda text: place_for(text, where))
+    shape = parse_shape(
+        ask("--page", page, "Base page", parse_page),
+        ask("--levels", levels, "Index bits of each level, from the root", parse_levels),
+        ask("--cont", cont, "Entries of a contiguous block (0 = none)", parse_cont, "0"),
+    )
+    folder = new_arch(name, shape, where)
     click.echo(f"{folder}: put the true bits into arch.py, then run virtmm arch-check")
 
 
 @click.command("arch-check")
 @arch_option
 def arch_check_command(arch: str, arch_dir: Path | None) -> None:
-    """Check an architecture on each of its kernels: a line a check, status 1 when one fails."""
+    """
+    Check an architecture on each of its kernels: a line a check.
+
+    The exit status is 1 when a check FAILED, and 2 when there is no such architecture.
+    """
     failed = False
     for outcome in arch_check(arch, arch_dir):
         click.echo(f"{outcome.check:12} {outcome.status:8} {outcome.text}")

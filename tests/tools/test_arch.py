@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""new-arch and arch-check: what they ask, what they print, and the status that they exit with."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from virtmm import topdir
+from virtmm.new_arch import new_arch, parse_shape
+
+NEW = ["new-arch", "--page", "8K", "--levels", "10,10,10"]
+
+
+@pytest.fixture
+def foo(tmp_path):
+    """Return the folder of a new architecture."""
+    folder = new_arch("foo", parse_shape("8K", "10,10,10", "32"), tmp_path)
+    text = (folder / "arch.py").read_text()
+    (folder / "arch.py").write_text(text.replace("to be filled in: ", ""))
+    return folder
+
+
+def edit(folder, old, new):
+    text = (folder / "arch.py").read_text()
+    assert old in text
+    (folder / "arch.py").write_text(text.replace(old, new))
+
+
+# --- new-arch -------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_nothing_is_asked(virtmm, tmp_path):
+    for args, missing in (
+        (["new-arch"], "NAME: is not given"),
+        (["new-arch", "foo"], "--page: is not given"),
+        (["new-arch", "foo", "--page", "4K"], "--levels: is not given"),
+    ):
+        result = virtmm(*args, "--in", tmp_path)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"virtmm: {missing}, and there is no terminal to ask at")
+    result = virtmm(*NEW, "foo", "--in", tmp_path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "cont=" not in (tmp_path / "foo" / "arch.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["contpte", "--page", "8K"], "name: contpte is taken by CONTPTE of mm/Kconfig:"),
+        (["foo", "--page", "7K", "--levels", "1"], "page: 7K is not one of"),
+        (["foo", "--page", "8K", "--levels", "1"], "levels: 1 is not index bits"),
+        (["foo", "--page", "8K", "--levels", "10,10", "--cont", "²"], "cont: ² is not a power"),
+        (["foo", "--page", "8K", "--levels", "14,15"], "foo.geometries[13].levels.pte: 15 bits"),
+    ],
+)
+def test_wrong_words_are_one_line_with_status_2(virtmm, tmp_path, args, message):
+    result = virtmm("new-arch", *args, "--in", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"virtmm: {message}")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def asked(tmp_path, keys, *args):
+    """Run new-arch at a terminal where these keys are hit: (status, output)."""
+    master, slave = pty.openpty()
+    os.write(master, keys.encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "virtmm", "new-arch", *args, "--in", str(tmp_path)],
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=topdir(),
+        check=False,
+    )
+    os.close(slave)
+    os.close(master)
+    return done.returncode, done.stdout
+
+
+def test_at_a_terminal_what_is_wrong_is_asked_again(tmp_path):
+    status, text = asked(tmp_path, "contpte\nfoo\n7K\n8k\n1\n10,10,10\n³\n32\n")
+    assert status == 0
+    for word in ("contpte is taken", "7K is not one", "1 is not index bits", "³ is not a power"):
+        assert text.count(f"Error: {word}") + text.count(f": {word}") == 1
+    assert ", 43, 5)" in (tmp_path / "foo" / "arch.py").read_text()
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_asked(tmp_path):
+    (tmp_path / "foo").mkdir()
+    status, text = asked(tmp_path, "", "foo")
+    assert (status, text) == (2, f"virtmm: {tmp_path}/foo: is there already; choose another name\n")
+
+
+def test_the_end_of_input_at_a_question(tmp_path):
+    status, text = asked(tmp_path, "\x04", "foo")
+    assert status == 130
+    assert text.endswith("virtmm: interrupted; no result was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- arch-check -----------------------------------------------------------------------------------
+
+
+def test_a_check_that_fails_is_status_1(virtmm, foo):
+    assert virtmm("arch-check", "--arch-dir", foo).exit_code == 0
+    edit(foo, "young=Attr.bit(5)", "young=Attr.bit(9)")
+    result = virtmm("arch-check", "--arch-dir", foo)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert result.stdout == "fields       FAILED   foo.pte.special: bit 9 overlaps young\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--arch-dir", "nope", "nope: "),
+        ("--arch-dir", ".", "no arch.py in it"),
+        ("--arch", "vax", "unknown architecture 'vax'"),
+    ],
+)
+def test_nothing_to_check_is_status_2(virtmm, tmp_path, monkeypatch, option, value, message):
+    monkeypatch.chdir(tmp_path)
+    result = virtmm("arch-check", option, value)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_wrong_port_is_status_2_where_it_is_to_run(virtmm, foo):
+    edit(foo, "young=Attr.bit(5)", "young=Attr.bit(9)")
+    sample = topdir() / "samples" / "gcc.parquet"
+    result = virtmm("compare", "--arch-dir", foo, sample)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "virtmm: foo.pte.special: bit 9 overlaps young\n"
