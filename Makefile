@@ -3,11 +3,20 @@
 # Targets have the kernel's names where the kernel has such a target. "make help" lists them.
 
 # The architecture that says of itself that it stands where none is named.
-ARCH   ?= $(patsubst arch/%/arch.py,%,$(shell grep -l '^    reference=True' arch/*/arch.py))
+REFERENCE := $(patsubst arch/%/arch.py,%,$(shell grep -l '^    reference=True' arch/*/arch.py))
+# A folder outside the tree, from here if relative; its name is the architecture's.
+ARCH_DIR ?=
+ifneq ($(ARCH_DIR),)
+override ARCH := $(notdir $(or $(realpath $(ARCH_DIR)),$(abspath $(ARCH_DIR))))
+endif
+NAMED  := $(ARCH)
+ARCH   ?= $(REFERENCE)
 O      ?= .
 PYTHON ?= python3
 VENV   ?= .venv
 V      ?= 0
+# What "make run" switches on; other architectures need not have the size.
+SET    ?= $(if $(filter $(REFERENCE),$(ARCH)),64kB=always)
 # How long "make fuzz" looks for bugs.
 SECONDS ?= 600
 
@@ -19,9 +28,11 @@ Q := @
 MAKEFLAGS += --no-print-directory
 endif
 
+WHICH   := --arch '$(ARCH)' $(if $(ARCH_DIR),--arch-dir '$(ARCH_DIR)')
+CONFIGS := $(or $(ARCH_DIR),arch/$(ARCH))/configs
 PY      := $(VENV)/bin/python
 SETUP   := $(PYTHON) scripts/setup_venv.py --venv $(VENV) $(VERBOSE)
-KCONFIG := $(PY) -m scripts.kconfig --arch $(ARCH) --out $(O)
+KCONFIG := $(PY) -m scripts.kconfig $(WHICH) --out $(O)
 DOTCONF := $(O)/.config
 # A run of the benchmarks that is in the repository.
 BASELINE = tests/benchmarks/$(COMPARE).json
@@ -39,7 +50,7 @@ MAKEFLAGS += -rR
 
 help:
 	@echo 'Run:'
-	@echo '  run             - set up, and replay the samples under each named kernel'
+	@echo '  run             - set up, and replay the samples under each named kernel; SET=64kB=always switches on'
 	@echo ''
 	@echo 'Configuration (.config in O=):'
 	@echo '  menuconfig      - edit in the terminal'
@@ -48,9 +59,9 @@ help:
 	@echo '  olddefconfig    - complete with defaults; list values that cannot be kept'
 	@echo '  savedefconfig   - write the minimal form to O=/defconfig'
 	@echo '  listnewconfig   - list what .config does not mention'
-	@for f in $(sort $(wildcard arch/$(ARCH)/configs/*_defconfig)); do echo "  $${f##*/}"; done
+	@for f in $(sort $(wildcard $(CONFIGS)/*_defconfig)); do echo "  $${f##*/}"; done
 	@echo 'Fragments, on top of a .config:'
-	@for f in $(sort $(wildcard arch/$(ARCH)/configs/*.config configs/*.config)); \
+	@for f in $(sort $(wildcard $(CONFIGS)/*.config configs/*.config)); \
 	 do echo "  $${f##*/}"; done
 	@echo ''
 	@echo 'Build and check:'
@@ -62,7 +73,7 @@ help:
 	@echo '  bench-once      - run each benchmark once, untimed, for its assertions (CI)'
 	@echo '  bench-real      - the same operations on the running kernel and on a virtual one, in turns'
 	@echo '  predict-check   - predict programs, run them on this kernel, compare (root, changes THP)'
-	@echo '  new-arch        - write arch/ARCH: make new-arch ARCH=foo PAGE=8K LEVELS=10,10,10 CONT=32'
+	@echo '  new-arch        - write arch/ARCH, or IN/ARCH: make new-arch ARCH=foo PAGE=8K LEVELS=10,10,10'
 	@echo '  arch-check      - check the architecture ARCH on each of its kernels'
 	@echo '  check           - lint, format, types, import rule, spelling'
 	@echo '  setup           - only make or update the virtual environment'
@@ -70,6 +81,7 @@ help:
 	@echo '  mrproper        - remove everything that was not in the repository'
 	@echo ''
 	@echo "  ARCH=$(ARCH) (of: $(patsubst arch/%/arch.py,%,$(sort $(wildcard arch/*/arch.py))))"
+	@echo '  ARCH_DIR=$(ARCH_DIR)  folder of an architecture outside the tree, instead of ARCH'
 	@echo '  O=$(O)  folder of .config      VENV=$(VENV)  virtual environment'
 	@echo '  PYTHON=$(PYTHON)  Python to set up with      V=1  show commands'
 
@@ -90,10 +102,10 @@ menuconfig guiconfig defconfig olddefconfig savedefconfig listnewconfig: setup
 
 core: setup
 	$(Q)test -f $(DOTCONF) || { echo '$(DOTCONF): no such file; run make defconfig first' >&2; exit 2; }
-	$(Q)$(PY) -m virtmm.kbuild --arch $(ARCH) $(DOTCONF)
+	$(Q)$(PY) -m virtmm.kbuild $(WHICH) $(DOTCONF)
 
 run: setup
-	$(Q)$(VENV)/bin/virtmm compare --set 64kB=always $(SAMPLES)
+	$(Q)$(VENV)/bin/virtmm compare $(WHICH) $(addprefix --set ,$(SET)) $(SAMPLES)
 
 test: setup-test
 	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks
@@ -120,11 +132,11 @@ predict-check: setup
 	$(Q)$(PY) -m scripts.predict_check
 
 new-arch: setup
-	$(Q)$(VENV)/bin/virtmm new-arch $(ARCH) $(if $(PAGE),--page $(PAGE)) \
+	$(Q)$(VENV)/bin/virtmm new-arch $(NAMED) $(if $(PAGE),--page $(PAGE)) \
 		$(if $(LEVELS),--levels $(LEVELS)) $(if $(CONT),--cont $(CONT)) $(if $(IN),--in $(IN))
 
 arch-check: setup
-	$(Q)$(VENV)/bin/virtmm arch-check $(if $(ARCH_DIR),--arch-dir $(ARCH_DIR),--arch $(ARCH))
+	$(Q)$(VENV)/bin/virtmm arch-check $(WHICH)
 
 check: setup-test
 	$(Q)$(PY) scripts/check.py

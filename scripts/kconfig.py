@@ -40,11 +40,15 @@ class Front:
     """
     One run: an architecture and the folder that holds, or gets, its .config.
 
+    ``arch_dir`` is the architecture's folder when it is outside the tree.
+
     Methods that are named as a make target print what they did.
     """
 
-    def __init__(self, arch: str, out: Path) -> None:
+    def __init__(self, arch: str, out: Path, arch_dir: Path | None = None) -> None:
         self.arch = arch
+        self.arch_dir = arch_dir
+        self.folder = arch_folder(arch, arch_dir)
         self.out = out
         self.path = out / ".config"
 
@@ -67,7 +71,7 @@ class Front:
         """Return the assignments of .config, or of the plain defconfig when there is none."""
         if self.path.is_file():
             return parse_config(self.path)
-        path = find_defconfig(arch_folder(self.arch), "defconfig")
+        path = find_defconfig(self.folder, "defconfig")
         print(f"No {self.path}: starting from the defconfig of {self.arch}")
         return parse_config(path)
 
@@ -79,18 +83,18 @@ class Front:
 
     def defconfig(self, name: str) -> None:
         """Make .config from a named kernel."""
-        self.write(resolve(self.arch, name).text)
+        self.write(resolve(self.arch, name, arch_dir=self.arch_dir).text)
 
     def fragment(self, name: str) -> None:
         """Put a fragment on top of .config."""
         base = self.needed(f"{name}.config")
-        kconf = open_kconfig(self.arch)
+        kconf = open_kconfig(self.arch, self.arch_dir)
         problems = assign(kconf, [base])
         # Only what is not a default stays asked for; the rest may follow the fragment.
         minimal = config_text(kconf, minimal=True)
-        kconf = open_kconfig(self.arch)
+        kconf = open_kconfig(self.arch, self.arch_dir)
         base = parse_text(minimal, self.path)
-        path = find_fragment(arch_folder(self.arch), name)
+        path = find_fragment(self.folder, name)
         wanted = parse_config(path)
         bad = {a.where for a in wanted}
         for text in assign(kconf, [base, wanted]):
@@ -102,15 +106,15 @@ class Front:
 
     def olddefconfig(self) -> None:
         """Give new symbols their defaults; list values that could not be kept."""
-        kconf = open_kconfig(self.arch)
+        kconf = open_kconfig(self.arch, self.arch_dir)
         warn(assign(kconf, [self.existing()]))
         self.write(config_text(kconf))
 
     def savedefconfig(self) -> None:
         """Write the minimal form of .config to ``defconfig`` in the output folder."""
         self.needed("savedefconfig")
-        load(self.path, self.arch)
-        kconf = open_kconfig(self.arch)
+        load(self.path, self.arch, self.arch_dir)
+        kconf = open_kconfig(self.arch, self.arch_dir)
         assign(kconf, [parse_config(self.path)])
         path = self.out / "defconfig"
         path.write_text(config_text(kconf, minimal=True))
@@ -118,7 +122,7 @@ class Front:
 
     def listnewconfig(self) -> None:
         """Print the symbols one can set that .config does not mention, with their defaults."""
-        kconf = open_kconfig(self.arch)
+        kconf = open_kconfig(self.arch, self.arch_dir)
         mentioned = self.needed("listnewconfig")
         assign(kconf, [mentioned])
         names = {a.symbol for a in mentioned}
@@ -160,11 +164,11 @@ class Front:
 
     def edit(self, editor: Callable[[Any], None]) -> None:
         """Open an editor of kconfiglib on .config."""
-        kconf = open_kconfig(self.arch)
+        kconf = open_kconfig(self.arch, self.arch_dir)
         warn(assign(kconf, [self.existing()]))
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.path.resolve()
-        fallback = find_defconfig(arch_folder(self.arch), "defconfig")
+        fallback = find_defconfig(self.folder, "defconfig")
         os.environ["KCONFIG_CONFIG"] = str(path)
         kconf.warn = False  # said above; the editor would print over its own screen
         load_file = kconf.load_config
@@ -201,12 +205,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one target; return the exit status."""
     parser = argparse.ArgumentParser(description="Kconfig targets of the Makefile.")
     parser.add_argument("--arch", required=True, help="architecture, a folder below arch/")
+    parser.add_argument("--arch-dir", type=Path, help="its folder when it is outside the tree")
     parser.add_argument("--out", type=Path, default=Path(), help="folder of .config")
     parser.add_argument("target", help="make target")
     args = parser.parse_args(argv)
-    front, target = Front(args.arch, args.out), args.target
+    target = args.target
     plain = ("menuconfig", "guiconfig", "olddefconfig", "savedefconfig", "listnewconfig")
     try:
+        front = Front(args.arch, args.out, args.arch_dir)
         if target in plain:
             getattr(front, target)()
         elif target.endswith("defconfig"):

@@ -14,6 +14,7 @@ from virtmm.arch import names
 
 from virtmm import topdir
 from virtmm.kconfig import defconfigs, fragment_names, load, resolve
+from virtmm.new_arch import new_arch, parse_shape
 
 
 @pytest.fixture
@@ -175,6 +176,71 @@ def test_unwritable_output(make, tmp_path):
     assert status == 2
     (line,) = errors(err)
     assert str(tmp_path / "o") in line
+
+
+def test_new_arch_wants_a_name_and_no_terminal(make, tmp_path):
+    """The architecture of the other targets is there already: it is not what is to be written."""
+    shape = ("PAGE=8K", "LEVELS=10,10,10", f"IN={tmp_path}")
+    status, _, err = make("new-arch", *shape)
+    assert status == 2
+    (line,) = errors(err)
+    assert "NAME: is not given, and there is no terminal to ask at" in line
+    assert make("new-arch", "ARCH=foo", *shape)[::2] == (0, "")
+    status, _, err = make("new-arch", "ARCH=foo", *shape)
+    assert (status, errors(err)) == (
+        2,
+        [f"virtmm: {tmp_path}/foo: is there already; choose another name"],
+    )
+
+
+def test_an_architecture_outside_the_tree(make, tmp_path):
+    folder = new_arch("foo", parse_shape("8K", "10,10,10", "32"), tmp_path)
+    (folder / "configs" / "small.config").write_text("CONFIG_MEMORY_MB=64\n")
+    path, which = tmp_path / "o" / ".config", f"ARCH_DIR={folder}"
+    targets = [
+        line.split()[0] for line in make("help", which)[1].splitlines() if line.startswith("  ")
+    ]
+    assert {"linux-6.12_defconfig", "baseline_8k_defconfig", "small.config"} <= set(targets)
+    assert "anonfolio_basic_defconfig" not in targets
+    for name in ("defconfig", *(f"{n}_defconfig" for n in defconfigs("foo", folder))):
+        assert make(name, which)[::2] == (0, "")
+        assert load(path, "foo", folder) == resolve("foo", name, arch_dir=folder)
+    status, text, err = make("small.config", "core", "savedefconfig", "olddefconfig", which)
+    assert (status, err) == (0, "")
+    assert " for foo in " in text
+    assert load(path, "foo", folder)["MEMORY_MB"] == 64
+    assert "CONFIG_MEMORY_MB=64\n" in (tmp_path / "o" / "defconfig").read_text()
+    assert make("listnewconfig", which)[1] == ""
+    status, text, err = make("run", which, "SET=256kB=always")
+    assert (status, err) == (0, "")
+    assert {"baseline_8k", "linux-6.12"} <= set(text.split())
+
+
+def test_run_takes_the_architecture(make):
+    status, text, _ = make("run", "ARCH=alpha")
+    assert status == 0
+    assert "baseline_8k" in text.split()
+
+
+@pytest.mark.parametrize("goal", ["defconfig", "core", "run", "arch-check"])
+def test_a_folder_that_is_no_architecture(make, tmp_path, goal):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / ".config").touch()
+    status, text, err = make(goal, f"ARCH_DIR={tmp_path}/nope")
+    assert (status, text) == (2, "")
+    (line,) = errors(err)
+    assert f"{tmp_path}/nope: no" in line
+
+
+@pytest.mark.parametrize(("old", "status"), [("", 0), ("young=Attr.bit(5)", 2)])
+def test_arch_check_tells_a_wrong_port(make, tmp_path, old, status):
+    """The status of make is 2 whatever a command's was; make itself says which."""
+    folder = new_arch("foo", parse_shape("8K", "10,10,10", "32"), tmp_path)
+    text = (folder / "arch.py").read_text().replace("to be filled in: ", "")
+    (folder / "arch.py").write_text(text.replace(old, "young=Attr.bit(9)") if old else text)
+    got, out, err = make("arch-check", f"ARCH_DIR={folder}")
+    assert got == status
+    assert ("FAILED" in out, "Error 1" in err) == (bool(old), bool(old))
 
 
 def test_guiconfig_without_tk(make, tmp_path):

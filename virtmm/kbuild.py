@@ -87,11 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     """Compile the core of a .config (``make core``); return the exit status."""
     parser = argparse.ArgumentParser(prog="kbuild", description="Compile the core of a .config.")
     parser.add_argument("--arch", required=True, help="architecture, a folder below arch/")
+    parser.add_argument("--arch-dir", type=Path, help="its folder when it is outside the tree")
     parser.add_argument("config", type=Path, help="the .config")
     args = parser.parse_args(argv)
     try:
-        config = load(args.config, args.arch)
-        core = load_core(config, load_arch(args.arch))
+        config = load(args.config, args.arch, args.arch_dir)
+        core = load_core(config, load_arch(args.arch, args.arch_dir))
     except (ArchError, BuildError, ConfigError) as e:
         print(e, file=sys.stderr)
         return 2
