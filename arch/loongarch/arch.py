@@ -4,8 +4,9 @@ LoongArch, 64 bits: three levels of 16K or 64K pages, four of 4K.
 
 The processors have 48-bit addresses, of which a user has the lower half; tables of 64K pages reach further.
 
-SIMPLIFIED: the kernel has layouts with a level less for 4K (39 bits) and 64K (42 bits) pages. Here a page
-size has one layout.
+SIMPLIFIED: for each page size the kernel has a layout with a level less too: 39 bits of address with 4K
+pages (4KB_3LEVEL), 36 with 16K (16KB_2LEVEL), 42 with 64K (64KB_2LEVEL). Here a page size has one layout,
+the larger; a process has one table more than in the smaller.
 """
 
 from virtmm.arch.params import ArchParams, Attr, Geometry, Level, PteFormat
@@ -44,7 +45,8 @@ ARCH = ArchParams(
         pfn_bits=48,
     ),
     sources={
-        "geometries": "asm/pgtable.h and Kconfig of Linux 6.12 (4KB_4LEVEL, 16KB_3LEVEL, 64KB_3LEVEL); "
+        "geometries": "asm/pgtable.h and Kconfig of Linux 6.12 (4KB_4LEVEL, 16KB_3LEVEL, 64KB_3LEVEL: "
+        "48, 47 and 55 bits); "
         "TASK_SIZE64 of asm/processor.h with the 48-bit addresses of the 3A5000",
         "pte": "asm/pgtable-bits.h of Linux 6.12; LoongArch Reference Manual 1, 5.4 (page table entries)",
         "gfp_zero": "not set: no override (spec 7)",

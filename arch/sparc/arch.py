@@ -2,8 +2,10 @@
 """
 sparc64, the sun4v kind (UltraSPARC T1 and newer): four levels of 8K pages.
 
-SIMPLIFIED: the valid addresses are two parts with a hole between. Here there is only the lower one, up to
-where the kernel puts the stack; programs get there first.
+SIMPLIFIED: valid addresses are two parts with a hole between: 2^47 bytes each on the T1 to T3, 2^51 from
+the T4 on. The kernel has the program, its heap and its stack in the lower part, below 2^43 less 4 GiB, and
+puts other mappings into the upper one (TASK_UNMAPPED_BASE). Here there is only the lower part, up to where
+the stack ends, and mappings are in it too; a process has one table less.
 
 SIMPLIFIED: a PMD's huge page of 8M is two pages of 4M to the processor, and two entries of its TLB; here it
 is counted as one entry.
@@ -49,7 +51,7 @@ ARCH = ArchParams(
     ),
     sources={
         "geometries": "asm/pgtable_64.h of Linux 6.12 (10 bits a level, 53 in all); STACK_TOP64 of "
-        "asm/processor_64.h",
+        "asm/processor_64.h; the hole: setup_page_offset() of mm/init_64.c and asm/page_64.h",
         "pte": "asm/pgtable_64.h of Linux 6.12 (the bits named _4V)",
         "gfp_zero": "not set: no override (spec 7)",
     },
