@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from scripts.bench_real import choose
 from scripts.document import table
 from scripts.operations import OPERATIONS, Lab, settings_of
 from virtmm.kconfig import resolve
@@ -91,7 +92,7 @@ def operation_bounds(mib: int = BOUND_MIB) -> str:
     """Return the distance of single operations to the bandwidth."""
     rate, rows = bandwidth(), []
     for kib in BOUND_SIZES:
-        config = resolve("x86", "linux-6.18", sets=[f"MEMORY_MB={max(64, 4 * mib)}"])
+        config = resolve(*choose(), sets=[f"MEMORY_MB={max(64, 4 * mib)}"])
         lab = Lab(config, kib << 10, mib << 20, settings_of(kib, 4))
         with lab.machine:
             for name in BOUND_OPERATIONS:

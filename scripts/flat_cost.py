@@ -36,10 +36,10 @@ from virtmm.tools.trace.format import TraceReader
 from virtmm.tools.trace.generate import generate, parse_parameters
 
 from virtmm.accesses import Accesses
-from virtmm.kconfig import resolve
+from virtmm.kconfig import default_arch, resolve
 from virtmm.machine import Machine
 
-ARCH = "arm64"
+ARCH = default_arch()
 MEMORY = "MEMORY_MB=16384"
 BASE = 1 << 36
 #: Pages that the processes of the first two sweeps write again and again, 2^11 events a pass.
@@ -225,7 +225,7 @@ def as_json(costs: Sequence[Cost]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit status."""
     parser = argparse.ArgumentParser(description="Measure whether the cost of an event is flat.")
-    parser.add_argument("--kernel", default="baseline_4k", help="of arm64 (default: %(default)s)")
+    parser.add_argument("--kernel", default="baseline_4k", help=f"of {ARCH} (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="of each line; the best counts")
     parser.add_argument("--events", type=int, default=EVENTS[-1], help="most in a trace")
     parser.add_argument("--processes", type=int, default=PROCESSES[-1], help="most at a time")

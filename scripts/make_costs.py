@@ -6,7 +6,8 @@ A developer tool, run by hand when the measurements change. It reads kernel-inst
 sweep over folio sizes) and kernel-life.csv (everything else a program does) and writes, per release
 and base page size, what one unit of each EVENT of csrc/arena.def costs in executed instructions,
 zeroing and copying included. Documentation/costs.md explains every derivation; the ``source``
-column names the measured operations.
+column names the measured operations. An architecture has a table when arch/<arch>/measured.toml says
+what its measurements were made with.
 """
 
 from __future__ import annotations
@@ -15,24 +16,21 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-ARCHES = ("arm64", "x86")
+from virtmm.arch import load_arch
+
+TOP = Path(__file__).resolve().parent.parent
 RELEASES = ("6.12", "7.3")
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 ENTRY_BYTES = 8
-# kernel-life.md remark 1: without entropy each system call of arm64 6.12 draws from an unseeded
-# generator. Only the sweep was measured that way.
-UNSEEDED_CALL = 9430.0
 # The program behind fork_base and exec_static (kernel-life.md, "What each op timed").
 BASE_PAGES = 5  # resident, "4-7"
 BASE_ANON_VMAS = 2  # data and stack
-BASE_VMAS = {"arm64": 6.0, "x86": 8.5}
-# Root, then one table a level for the low half (program) and the high half (stack): 4 or 3 levels.
-BASE_TABLES = {4096: 7, 16384: 5}
 # Of fork_*_vma_touched: a VMA of 64 KiB, a gap of 64 KiB, one page written.
 TOUCHED_VMA, TOUCHED_STRIDE = 64 << 10, 128 << 10
 FAULT_AROUND = 64 << 10
@@ -59,10 +57,36 @@ class Price(NamedTuple):
     source: str
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """
+    What the measurements of an architecture were made with, its measured.toml.
+
+    Attributes:
+        base_vmas: VMAs of the program behind fork_base and exec_static.
+        unseeded_call: release -> instructions too many in each system call of the sweep.
+    """
+
+    base_vmas: float
+    unseeded_call: Mapping[str, float] = field(default_factory=dict)
+
+
+def measured() -> dict[str, Conditions]:
+    """Return the architectures that were measured, sorted by name."""
+    found = {}
+    for path in sorted((TOP / "arch").glob("*/measured.toml")):
+        try:
+            found[path.parent.name] = Conditions(**tomllib.loads(path.read_text()))
+        except (TypeError, ValueError) as e:
+            raise MakeCostsError(f"{path}: {e}") from None
+    return found
+
+
 @dataclass
 class Kernel:
     """The measurements of one kernel: life[op], sweep[op][order]."""
 
+    conditions: Conditions
     arch: str
     release: str
     page_size: int
@@ -77,7 +101,13 @@ class Kernel:
     @property
     def unseeded(self) -> float:
         """Instructions too many in each system call of the sweep."""
-        return UNSEEDED_CALL if (self.arch, self.release) == ("arm64", "6.12") else 0.0
+        return self.conditions.unseeded_call.get(self.release, 0.0)
+
+    @property
+    def base_tables(self) -> int:
+        """Tables of a small program: the root, and one a level for the low half and for the stack."""
+        geometry = load_arch(self.arch).geometry(self.page_size.bit_length() - 1)
+        return 1 + 2 * (len(geometry.levels) - 1)
 
     def op(self, name: str) -> float:
         """Return instructions of one call (or block) of a kernel-life operation."""
@@ -114,12 +144,8 @@ class Kernel:
 
 def read_kernels(folder: Path) -> list[Kernel]:
     """Read both files; return the kernels that tables are made for, in order of output."""
-    kernels = {
-        (a, r, p): Kernel(a, r, p)
-        for a in ARCHES
-        for r in RELEASES
-        for p in ((4096, 16384) if a == "arm64" else (4096,))
-    }
+    archs = measured()
+    kernels: dict[tuple[str, str, int], Kernel] = {}
     for name in ("kernel-instructions.csv", "kernel-life.csv"):
         path = folder / name
         try:
@@ -129,20 +155,34 @@ def read_kernels(folder: Path) -> list[Kernel]:
             raise MakeCostsError(f"{path}: {e.strerror}; give the folder with both csv") from None
         for number, raw in enumerate(rows, 2):
             try:
-                _take_row(kernels, name, raw)
+                _take_row(archs, kernels, name, raw)
             except (KeyError, ValueError, TypeError, AttributeError) as e:
                 raise MakeCostsError(f"{path}:{number}: not a row of measurements ({e})") from None
-    for k in kernels.values():
-        if not k.life or not k.sweep:
-            raise MakeCostsError(f"{folder}: nothing of {k.arch} {k.release} {k.page_size}")
-    return list(kernels.values())
+    for arch in archs:
+        for release in RELEASES:
+            of = [k for k in kernels.values() if (k.arch, k.release) == (arch, release)]
+            if not of or not all(k.life and k.sweep for k in of):
+                raise MakeCostsError(f"{folder}: nothing, or one file of two, of {arch} {release}")
+    return [kernels[key] for key in sorted(kernels, key=_order)]
 
 
-def _take_row(kernels: dict[tuple[str, str, int], Kernel], name: str, raw: dict[str, str]) -> None:
-    release = ".".join(raw["kernel"].split(".")[:2])
-    k = kernels.get((raw["arch"], release, int(raw["page_size"])))
-    if k is None or "@" in raw["op"]:  # "@": measured under another knob
+def _order(key: tuple[str, str, int]) -> tuple[str, int, int]:
+    arch, release, page_size = key
+    return arch, RELEASES.index(release), page_size
+
+
+def _take_row(
+    archs: Mapping[str, Conditions],
+    kernels: dict[tuple[str, str, int], Kernel],
+    name: str,
+    raw: dict[str, str],
+) -> None:
+    arch, release = raw["arch"], ".".join(raw["kernel"].split(".")[:2])
+    size = int(raw["page_size"])
+    # "@": measured under another knob.
+    if arch not in archs or release not in RELEASES or "@" in raw["op"]:
         return
+    k = kernels.setdefault((arch, release, size), Kernel(archs[arch], arch, release, size))
     row = Row(float(raw["faults"]), int(raw["bytes"]), float(raw["instructions"]))
     if name == "kernel-life.csv":
         k.life[raw["op"]] = row
@@ -160,39 +200,50 @@ class TableCost(NamedTuple):
     source: str
 
 
-def table_costs(kernels: list[Kernel]) -> dict[tuple[str, str, int], TableCost]:
+def table_costs(kernels: Iterable[Kernel]) -> dict[tuple[str, str, int], TableCost]:
     """
     Split the teardown of a page table into freeing it and scanning its empty entries.
 
     A block with one page costs P1 = free + page + (E-1) none, with two pages
-    P2 = free + 2 page + (E-2) none, so 2 P1 - P2 = free + E none. On arm64 two page sizes run the
-    same code with two values of E, which solves for both. x86 has one: there ``none`` is what
-    MADV_DONTNEED pays for an empty entry; on 7.3, where it gives empty tables back and so shows
-    nothing, ``free`` is 6.12's.
+    P2 = free + 2 page + (E-2) none, so 2 P1 - P2 = free + E none. Where two page sizes were measured
+    they run the same code with two values of E, which solves for both. With one, ``none`` is what
+    MADV_DONTNEED pays for an empty entry in the oldest release; in later ones, where it gives empty
+    tables back and so shows nothing, ``free`` is the oldest's.
     """
-    split: dict[tuple[str, str], tuple[float, float, str]] = {}
-    by_key = {(k.arch, k.release, k.page_size): k for k in kernels}
-    whole = {
-        key: 2 * k.op("munmap_sparse_pmd") - k.op("munmap_sparse_pmd_2p")
-        for key, k in by_key.items()
-    }
-    for r in RELEASES:
-        small, big = (by_key["arm64", r, p] for p in (4096, 16384))
-        none = (whole["arm64", r, 16384] - whole["arm64", r, 4096]) / (big.entries - small.entries)
-        free = whole["arm64", r, 4096] - small.entries * none
-        split["arm64", r] = free, none, "munmap_sparse_pmd and _2p of 4K and 16K solved"
-    old, new = by_key["x86", "6.12", 4096], by_key["x86", "7.3", 4096]
-    none = (old.op("madvise_ptempty") - old.op("madvise_empty")) / ((4 << 20) / old.page_size)
-    free = whole["x86", "6.12", 4096] - old.entries * none
-    split["x86", "6.12"] = free, none, "munmap_sparse_pmd and _2p; madvise_ptempty - madvise_empty"
-    none = (whole["x86", "7.3", 4096] - free) / new.entries
-    split["x86", "7.3"] = free, none, "munmap_sparse_pmd and _2p; SIMPLIFIED: free as in 6.12"
-    return {
-        key: TableCost(
-            k.op("touch_sparse_pmd") - k.op("touch_sparse_pmd_second"), *split[k.arch, k.release]
-        )
-        for key, k in by_key.items()
-    }
+    found: dict[tuple[str, str, int], TableCost] = {}
+    for arch in dict.fromkeys(k.arch for k in kernels):
+        oldest: float | None = None
+        for release in RELEASES:
+            of = [k for k in kernels if (k.arch, k.release) == (arch, release)]
+            split = _solved(of[0], of[-1]) if len(of) > 1 else _with_madvise(of[0], oldest)
+            oldest = oldest if oldest is not None else split[0]
+            for k in of:
+                alloc = k.op("touch_sparse_pmd") - k.op("touch_sparse_pmd_second")
+                found[arch, release, k.page_size] = TableCost(alloc, *split)
+    return found
+
+
+def _whole(k: Kernel) -> float:
+    """Return free + E none."""
+    return 2 * k.op("munmap_sparse_pmd") - k.op("munmap_sparse_pmd_2p")
+
+
+def _solved(small: Kernel, big: Kernel) -> tuple[float, float, str]:
+    """Return (free, none, source) from two page sizes."""
+    none = (_whole(big) - _whole(small)) / (big.entries - small.entries)
+    sizes = f"{small.page_size >> 10}K and {big.page_size >> 10}K"
+    source = f"munmap_sparse_pmd and _2p of {sizes} solved"
+    return _whole(small) - small.entries * none, none, source
+
+
+def _with_madvise(k: Kernel, free: float | None) -> tuple[float, float, str]:
+    """Return (free, none, source) from one page size; ``free`` is an older release's."""
+    if free is not None:
+        none = (_whole(k) - free) / k.entries
+        return free, none, f"munmap_sparse_pmd and _2p; SIMPLIFIED: free as in {RELEASES[0]}"
+    none = (k.op("madvise_ptempty") - k.op("madvise_empty")) / ((4 << 20) / k.page_size)
+    source = "munmap_sparse_pmd and _2p; madvise_ptempty - madvise_empty"
+    return _whole(k) - k.entries * none, none, source
 
 
 class Deriver:
@@ -352,7 +403,7 @@ class Deriver:
     def _processes(self) -> None:
         """Fork, exit, vfork and exec: what is left of the base program after its priced parts."""
         k, t, c = self.k, self.tables, self.cost
-        vmas, tables = BASE_VMAS[k.arch], BASE_TABLES[k.page_size]
+        vmas, tables = k.conditions.base_vmas, k.base_tables
         call_vma = self._add("fork_vma", k.op("fork_call_per_vma"), "fork_call_per_vma")
         exit_vma = k.op("fork_per_vma") - call_vma
         self._add("exit_vma", exit_vma, "fork_per_vma - fork_call_per_vma")
@@ -455,7 +506,7 @@ def make_tables(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (arch, text of its costs.csv) for the measurements in ``folder``."""
     kernels = read_kernels(folder)
     tables = table_costs(kernels)
-    for arch in ARCHES:
+    for arch in measured():
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -477,7 +528,7 @@ def main(argv: list[str] | None = None) -> int:
         "-o",
         "--out",
         type=Path,
-        default=Path(__file__).resolve().parent.parent / "arch",
+        default=TOP / "arch",
         help="folder with one folder per architecture (default: arch/ of this tree)",
     )
     args = parser.parse_args(argv)

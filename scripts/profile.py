@@ -31,12 +31,12 @@ from virtmm.tools.trace.schema import TraceError
 
 from scripts.bounds import bandwidth, bare_decode, bytes_moved, event_bytes, operation_bounds
 from scripts.document import TOP, replace_section, section, table
-from virtmm.kconfig import ConfigError, ResolvedConfig, resolve
+from virtmm.kconfig import ConfigError, ResolvedConfig, default_arch, resolve
 from virtmm.machine import Machine
 
 OUTPUT = TOP / "Documentation" / "profile.md"
 SAMPLES = tuple(TOP / "samples" / f"{name}.parquet" for name in ("gcc", "python"))
-ARCH, KERNELS = "arm64", ("baseline_4k", "anonfolio_basic", "linux-7.3")
+ARCH, KERNELS = default_arch(), ("baseline_4k", "anonfolio_basic", "linux-7.3")
 REPEAT = 5
 #: The kernel whose replay perf samples.
 FUNCTIONS_OF = "anonfolio_basic"

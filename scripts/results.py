@@ -2,9 +2,10 @@
 """
 Put the model's figures beside the published ones, into Documentation/results.md.
 
-``python -m scripts.results`` replays the samples on every named kernel of arm64 and writes the tables
-between the marks ``<!-- NAME -->`` and ``<!-- end -->``; the sentences around them are written by hand,
-so read them again when a figure changed. With ``--check`` it only says whether the tables are current.
+``python -m scripts.results`` replays the samples on every named kernel of the reference architecture
+and writes the tables between the marks ``<!-- NAME -->`` and ``<!-- end -->``; the sentences around them
+are written by hand, so read them again when a figure changed. With ``--check`` it only says whether the
+tables are current.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from virtmm.tools.report.result import TLB_KINDS, TLB_WAYS, Result, check_result
 from virtmm.tools.trace.format import TraceReader
 
 from scripts.document import TOP, replace_section, section, table, write_or_check
-from virtmm.kconfig import defconfigs, resolve
+from virtmm.kconfig import default_arch, defconfigs, resolve
 from virtmm.machine import Machine
 
 OUTPUT = TOP / "Documentation" / "results.md"
+ARCH = default_arch()
 SAMPLES = ("gcc", "python")
 BASE = "baseline_4k"
 
@@ -50,7 +52,7 @@ Measure = Callable[..., Result]
 
 def measure(sample: str, kernel: str, *sets: str) -> Result:
     """Replay a sample on a named kernel; those of mainline with 64K folios switched on, as ``make run``."""
-    config = resolve("arm64", kernel, sets=sets)
+    config = resolve(ARCH, kernel, sets=sets)
     settings = ["64kB=always"] if config.get("ANON_POLICY_MTHP") else []
     with TraceReader(TOP / "samples" / f"{sample}.parquet") as reader:
         return check_result(replay(reader, config, kernel, settings), f"{sample} {kernel}")
@@ -75,7 +77,7 @@ def kernels_of(sample: str, measured: Measure) -> str:
     """Return the table of one sample: every named kernel, and what was published of it."""
     base = measured(sample, BASE)
     rows = []
-    for kernel in defconfigs("arm64"):
+    for kernel in defconfigs(ARCH):
         r = measured(sample, kernel)
         rows.append(
             (
@@ -113,7 +115,7 @@ def claims(measured: Measure) -> str:
     """Return what must hold, with its figures of each sample."""
     rows, added = [], []
     for sample in SAMPLES:
-        got = {k: measured(sample, k) for k in defconfigs("arm64")}
+        got = {k: measured(sample, k) for k in defconfigs(ARCH)}
         faults = {k: r.minflt for k, r in got.items()}
         peak = {k: r.memory["peak"] - got[BASE].memory["peak"] for k, r in got.items()}
         rows += [
@@ -182,7 +184,7 @@ def tlb(measured: Measure) -> str:
     """Return TLB entries per MiB for each sample, kernel and kind of memory."""
     rows = []
     for sample in SAMPLES:
-        for kernel in defconfigs("arm64"):
+        for kernel in defconfigs(ARCH):
             r = measured(sample, kernel)
             cells = [sample, f"`{kernel}`"]
             for kind in TLB_KINDS:
@@ -221,7 +223,7 @@ def contpte(_measured: Measure) -> str:
 def contpte_work(step: str) -> dict[str, dict[str, int]]:
     """Return what fork and munmap of CONTPTE_SIZE bytes did (Machine.work()) with one step of contpte."""
     first, second = 1 << 36, 1 << 37
-    with Machine(resolve("arm64", "contpte", [step])) as m:
+    with Machine(resolve(ARCH, "contpte", [step])) as m:
         m.spawn(1)
         _map_and_touch(m, first)
         start = m.work()

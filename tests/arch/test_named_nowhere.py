@@ -13,6 +13,7 @@ NAMES = sorted({n for a in names() for n in (a, load_arch(a).machine, load_arch(
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])", re.IGNORECASE)
 # Recording reads the machine that it runs on, which has an instruction set.
 HOST = "tools/trace/"
+ROOMS = ("mm", "virtmm", "tools", "scripts")
 
 
 def python_words(text):
@@ -32,16 +33,16 @@ def words(path):
     text = path.read_text()
     if path.suffix == ".py":
         return list(python_words(text))
-    if path.suffix in (".c", ".h"):
+    if path.suffix in (".c", ".h", ".def", ".cdef"):
         # What the compiler defines is the host that the core runs on.
         return [re.sub(r"/\*.*?\*/|//[^\n]*|\b__\w+__\b", "", text, flags=re.S)]
     return [re.sub(r"^#.*", "", text, flags=re.M)]
 
 
 FILES = [
-    *(topdir() / n for n in ("Kconfig", "mm/Kconfig", "Makefile", "build.py")),
-    *(p for room in ("mm", "virtmm", "tools") for p in sorted((topdir() / room).rglob("*.py"))),
-    *sorted((topdir() / "csrc").glob("*.[ch]")),
+    *(topdir() / n for n in ("Kconfig", "mm/Kconfig", "Makefile", "build.py", ".ci/run")),
+    *(p for room in ROOMS for p in sorted((topdir() / room).rglob("*.py"))),
+    *(p for kind in ("[ch]", "def", "cdef") for p in sorted((topdir() / "csrc").glob(f"*.{kind}"))),
     *sorted((topdir() / "configs").glob("*.config")),
 ]
 

@@ -293,7 +293,7 @@ def test_components_are_what_grows_with_the_page(composed):
 def test_the_committed_tables_come_out_byte_for_byte(make_costs, tmp_path, capsys):
     assert make_costs.main([str(SHARED), "-o", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("costs.csv: ") == 2
-    for arch in make_costs.ARCHES:
+    for arch in make_costs.measured():
         made = (tmp_path / arch / "costs.csv").read_bytes()
         assert made == (TOP / "arch" / arch / "costs.csv").read_bytes(), (
             f"arch/{arch}/costs.csv is stale: run scripts/make_costs.py {SHARED}"
@@ -323,8 +323,19 @@ def test_measurements_of_nothing(make_costs, tmp_path, capsys):
         )
     assert run(make_costs, tmp_path, capsys) == (
         2,
-        f"make_costs: {tmp_path}: nothing of arm64 6.12 4096\n",
+        f"make_costs: {tmp_path}: nothing, or one file of two, of arm64 6.12\n",
     )
+
+
+@pytest.mark.parametrize("text", ["base_vmas = ", "vmas = 6.0", ""])
+def test_conditions_that_are_none_are_named(make_costs, tmp_path, monkeypatch, text):
+    path = tmp_path / "arch" / "foo" / "measured.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    monkeypatch.setattr(make_costs, "TOP", tmp_path)
+    with pytest.raises(make_costs.MakeCostsError) as e:
+        make_costs.measured()
+    assert str(e.value).startswith(f"{path}: ")
 
 
 def test_a_broken_row_is_named(make_costs, tmp_path, capsys):
