@@ -26,7 +26,9 @@ ARCH = ArchParams(
     name="{name}",
     machine="{name}",
     kconfig_symbol="{symbol}",
-    geometries=(Geometry({shift}, ({level_list},), {va_bits}{cont_order}),),
+    geometries=(
+        Geometry({shift}, ({level_list}), {va_bits}{cont_order}),
+    ),
     pte=PteFormat(
         user=1 << 0 | 1 << 2,
         table=1 << 0,
