@@ -364,6 +364,24 @@ def test_ci_runs_each_benchmark_once(make):
     assert "bench-once" in (topdir() / ".ci" / "run").read_text()
 
 
+def test_ci_checks_every_architecture(tmp_path):
+    """Its goals, with a make that does nothing."""
+    (tmp_path / "make").write_text("#!/bin/sh\n")
+    (tmp_path / "make").chmod(0o755)
+    text = (topdir() / ".ci" / "run").read_text()
+    done = subprocess.run(
+        ["bash", "-euc", text[text.index("goals=") :]],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=topdir(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    goals = done.stdout.splitlines()
+    assert {f"+ make arch-check ARCH={name}" for name in names()} < set(goals)
+    assert {"+ make test", "+ make check"} < set(goals)
+
+
 def test_bench_real_keeps_its_figures(make):
     plain, kept = (make("-n", "bench-real", *v)[1] for v in ((), ("JSON=a.json",)))
     assert "scripts.bench_real" in plain and "--json" not in plain

@@ -106,6 +106,6 @@ def test_the_tests_of_the_tree_find_it(followed, tree):
     passed = re.search(r"(\d+) passed", (folder / "tests.txt").read_text())
     assert passed and int(passed[1]) > 20
     assert (
-        "| foo | 8K | 10, 10, 10 | 8M |"
+        "| foo | 8K | 3 | 10, 10, 10 | 8M | 256K |"
         in (tree / "Documentation" / "architectures.md").read_text()
     )
