@@ -43,6 +43,7 @@ def test_without_a_terminal_nothing_is_asked(virtmm, tmp_path):
         assert result.stderr.startswith(f"virtmm: {missing}, and there is no terminal to ask at")
     result = virtmm(*NEW, "foo", "--in", tmp_path)
     assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.endswith(f" virtmm arch-check --arch-dir {tmp_path}/foo\n")
     assert "cont=" not in (tmp_path / "foo" / "arch.py").read_text()
 
 

@@ -79,7 +79,8 @@ def new_arch_command(
         ask("--cont", cont, "Entries of a contiguous block (0 = none)", parse_cont, "0"),
     )
     folder = new_arch(name, shape, where)
-    click.echo(f"{folder}: put the true bits into arch.py, then run virtmm arch-check")
+    which = f"--arch-dir {folder}" if parent else f"--arch {name}"
+    click.echo(f"{folder}: put the true bits into arch.py, then run virtmm arch-check {which}")
 
 
 @click.command("arch-check")
