@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtmm import topdir
-from virtmm.arch.params import ArchError
+from virtmm.arch.params import ArchError, Geometry, Level
 from virtmm.boot import check_settings
 from virtmm.kconfig import default_arch, defconfigs, open_kconfig, resolve
 
 _PAGES = (4096, 8192, 16384, 32768, 65536)
 _NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
 _ARCH = '''# SPDX-License-Identifier: GPL-2.0-only
-"""{name}: {page}K pages, {levels} levels. What each field means: virtmm/arch/params.py."""
+"""{name}: {page}K pages, {levels} levels. What each field means: pydoc virtmm.arch.params."""
 
 from virtmm.arch.params import ArchParams, Attr, Geometry, Level, PteFormat
 
@@ -89,6 +89,16 @@ class Shape:
     levels: tuple[int, ...]
     cont: int = 0
 
+    def geometry(self) -> Geometry:
+        """Return the page table; ArchError when it is none."""
+        nr, shift = len(self.levels), self.page.bit_length() - 1
+        names = {2: _NAMES[3:], 3: ("pgd", *_NAMES[3:]), 4: ("pgd", *_NAMES[2:]), 5: _NAMES}[nr]
+        levels = tuple(Level(name, bits) for name, bits in zip(names, self.levels, strict=True))
+        order = max(0, self.cont.bit_length() - 1)
+        geometry = Geometry(shift, levels, shift + sum(self.levels), order)
+        geometry.check(f"geometries[{shift}]")
+        return geometry
+
 
 def parse_page(text: str) -> int:
     """Return the bytes of a base page (8K, 8k or 8192); ArchError when it is none."""
@@ -115,8 +125,10 @@ def parse_cont(text: str) -> int:
 
 
 def parse_shape(page: str, levels: str, cont: str) -> Shape:
-    """Return the shape from words (8K; 10,10,10; 32); ArchError names the word that is wrong."""
-    return Shape(parse_page(page), parse_levels(levels), parse_cont(cont))
+    """Return the shape from words (8K; 10,10,10; 32); ArchError says which are wrong."""
+    shape = Shape(parse_page(page), parse_levels(levels), parse_cont(cont))
+    shape.geometry()
+    return shape
 
 
 def place_for(name: str, parent: Path) -> Path:
@@ -174,19 +186,16 @@ def new_arch(name: str, shape: Shape, parent: Path) -> Path:
 
 
 def _write(folder: Path, name: str, shape: Shape) -> None:
-    nr, shift = len(shape.levels), shape.page.bit_length() - 1
-    names = {2: _NAMES[3:], 3: ("pgd", *_NAMES[3:]), 4: ("pgd", *_NAMES[2:]), 5: _NAMES}[nr]
+    geometry = shape.geometry()
     words = {
         "name": name,
         "symbol": name.upper(),
         "page": shape.page >> 10,
-        "levels": nr,
-        "shift": shift,
-        "va_bits": shift + sum(shape.levels),
-        "level_list": ", ".join(
-            f'Level("{n}", {b})' for n, b in zip(names, shape.levels, strict=True)
-        ),
-        "cont_order": f", {shape.cont.bit_length() - 1}" if shape.cont else "",
+        "levels": len(geometry.levels),
+        "shift": geometry.page_shift,
+        "va_bits": geometry.va_bits,
+        "level_list": ", ".join(f'Level("{lv.name}", {lv.bits})' for lv in geometry.levels),
+        "cont_order": f", {geometry.cont_order}" if geometry.cont_order else "",
         "cont": "\n        cont=Attr.bit(10)," if shape.cont else "",
         "max_order": max(10, shape.levels[-1]),
     }

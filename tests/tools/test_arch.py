@@ -54,7 +54,11 @@ def test_without_a_terminal_nothing_is_asked(virtmm, tmp_path):
         (["foo", "--page", "7K", "--levels", "1"], "page: 7K is not one of"),
         (["foo", "--page", "8K", "--levels", "1"], "levels: 1 is not index bits"),
         (["foo", "--page", "8K", "--levels", "10,10", "--cont", "²"], "cont: ² is not a power"),
-        (["foo", "--page", "8K", "--levels", "14,15"], "foo.geometries[13].levels.pte: 15 bits"),
+        (["foo", "--page", "8K", "--levels", "14,15"], "geometries[13].levels.pte: 15 bits"),
+        (
+            ["foo", "--page", "8K", "--levels", "9,9", "--cont", "1024"],
+            "geometries[13].cont_order: 10",
+        ),
     ],
 )
 def test_wrong_words_are_one_line_with_status_2(virtmm, tmp_path, args, message):
@@ -84,10 +88,22 @@ def asked(tmp_path, keys, *args):
 
 
 def test_at_a_terminal_what_is_wrong_is_asked_again(tmp_path):
-    status, text = asked(tmp_path, "contpte\nfoo\n7K\n8k\n1\n10,10,10\n³\n32\n")
+    status, text = asked(tmp_path, "contpte\nfoo\n7K\n8k\n1\n9,15\n10,10,10\n³\n2048\n32\n")
     assert status == 0
-    for word in ("contpte is taken", "7K is not one", "1 is not index bits", "³ is not a power"):
-        assert text.count(f"Error: {word}") + text.count(f": {word}") == 1
+    errors = [line.partition("Error: ")[2] for line in text.splitlines() if "Error: " in line]
+    for error, start in zip(
+        errors,
+        (
+            "name: contpte is taken by CONTPTE of mm/Kconfig:",
+            "page: 7K is not one of 4K,",
+            "levels: 1 is not index bits",
+            "geometries[13].levels.pte: 15 bits do not fit",
+            "cont: ³ is not a power of two",
+            "geometries[13].cont_order: 11 is not log2",
+        ),
+        strict=True,
+    ):
+        assert error.startswith(start)
     assert ", 43, 5)" in (tmp_path / "foo" / "arch.py").read_text()
 
 
@@ -112,7 +128,8 @@ def test_a_check_that_fails_is_status_1(virtmm, foo):
     edit(foo, "young=Attr.bit(5)", "young=Attr.bit(9)")
     result = virtmm("arch-check", "--arch-dir", foo)
     assert (result.exit_code, result.stderr) == (1, "")
-    assert result.stdout == "fields       FAILED   foo.pte.special: bit 9 overlaps young\n"
+    assert result.stdout.startswith("fields       FAILED   foo.pte.special: bit 9 overlaps young")
+    assert result.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -136,4 +153,5 @@ def test_a_wrong_port_is_status_2_where_it_is_to_run(virtmm, foo):
     sample = topdir() / "samples" / "gcc.parquet"
     result = virtmm("compare", "--arch-dir", foo, sample)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "virtmm: foo.pte.special: bit 9 overlaps young\n"
+    assert result.stderr.startswith("virtmm: foo.pte.special: bit 9 overlaps young")
+    assert result.stderr.count("\n") == 1

@@ -16,8 +16,6 @@ from virtmm.arch_check import arch_check
 from virtmm.kconfig import ArchError
 from virtmm.new_arch import (
     new_arch,
-    parse_cont,
-    parse_levels,
     parse_page,
     parse_shape,
     place_for,
@@ -73,12 +71,17 @@ def new_arch_command(
     """
     where = parent or topdir() / "arch"
     name = ask("NAME", name, "Name", lambda text: place_for(text, where))
-    shape = parse_shape(
-        ask("--page", page, "Base page", parse_page),
-        ask("--levels", levels, "Index bits of each level, from the root", parse_levels),
-        ask("--cont", cont, "Entries of a contiguous block (0 = none)", parse_cont, "0"),
+    page = ask("--page", page, "Base page", parse_page)
+    levels = ask(
+        *("--levels", levels, "Index bits of each level, from the root"),
+        lambda text: parse_shape(page, text, "0"),
     )
-    folder = new_arch(name, shape, where)
+    cont = ask(
+        *("--cont", cont, "Entries of a contiguous block (0 = none)"),
+        lambda text: parse_shape(page, levels, text),
+        "0",
+    )
+    folder = new_arch(name, parse_shape(page, levels, cont), where)
     which = f"--arch-dir {folder}" if parent else f"--arch {name}"
     click.echo(f"{folder}: put the true bits into arch.py, then run virtmm arch-check {which}")
 
