@@ -71,9 +71,9 @@ def new_arch_command(
     """
     where = parent or topdir() / "arch"
     name = ask("NAME", name, "Name", lambda text: place_for(text, where))
-    page = ask("--page", page, "Base page", parse_page)
+    page = ask("--page", page, "Base page (4K, 8K, 16K, 32K, 64K)", parse_page)
     levels = ask(
-        *("--levels", levels, "Index bits of each level, from the root"),
+        *("--levels", levels, "Index bits of each level, from the root (like 9,9,9,9)"),
         lambda text: parse_shape(page, text, "0"),
     )
     cont = ask(
