@@ -403,13 +403,12 @@ def copy_huge_pmd(k: Arena, mm: int, source: int, address: int) -> bool:
     """
     Share what a huge entry maps with a child at the same address; False without memory for tables.
 
-    An entry that was split while memory for tables was made is left alone: look at it again.
+    Tables made stay. An entry that was split while memory for them was made is left alone: look at it
+    again.
     """
-    table = pte_alloc_one(k, mm)
-    place = pmd_alloc(k, mm, address) if table else 0
-    if not place:
-        if table:
-            pte_free(k, mm, table)
+    place = pmd_alloc(k, mm, address)
+    table = pte_alloc_one(k, mm) if place else 0
+    if not table:
         return False
     pmd = k.phys[source]
     if not pmd_trans_huge(k, pmd):  # a shrinker that made room split it
