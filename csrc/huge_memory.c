@@ -4,21 +4,9 @@
  * is short of memory, writes to read-only huge entries, and splitting them are left to Python.
  */
 #include "fault.h"
+#include "huge_memory.h"
 #include "pgtable.h"
 #include "vma.h"
-
-static u64 pmd_mkhuge(u64 pte)
-{
-	return (pte & ~PTE_LEAF_MASK) | PTE_LEAF_ON;
-}
-
-static void pgtable_trans_huge_deposit(struct vk *k, u64 mm, u64 table)
-{
-	u64 *reserve = k->mm + mm * MM_RECORD + MM_HUGE_PTE;
-
-	page_record(k, table)[PAGE_NEXT] = (u32)*reserve;
-	*reserve = table;
-}
 
 static int map_huge_zero_folio(struct vk *k, const struct fault *f, u64 *pmd)
 {

@@ -353,6 +353,9 @@ def __split_huge_pmd(k: Arena, vma: int, place: int) -> None:
     Mirrors: __split_huge_pmd_locked(), v6.12 (spec 5.10).
     """
     mm = k.vma[vma * _V + VMA_MM]
+    if k.fast is not None:
+        k.fast.split_huge_pmd(mm, place)
+        return
     pmd = k.phys[place]
     nr = 1 << k.pmd_order
     table = pgtable_trans_huge_withdraw(k, mm)
