@@ -82,6 +82,7 @@ int do_fault(struct vk *k, const struct fault *f, int write);
 
 /* in huge_memory.c: */
 int do_huge_pmd_anonymous_page(struct vk *k, const struct fault *f, u64 *pmd, int write);
+int do_huge_pmd_wp_page(struct vk *k, const struct fault *f, u64 *pmd);
 
 /* in cow.c: */
 int do_wp_page(struct vk *k, const struct fault *f);
