@@ -40,18 +40,43 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	map_ptes(k, pte, new, nr);
 }
 
+/* Change one entry, which is not none; what is counted is what change_batch() counts for it. */
+static void change_pte(struct vk *k, const u64 *vma, u64 pte, u32 exclusive)
+{
+	u64 entry = k->phys[pte];
+	u64 bit = entry & k->fault[FAULT_CONT_BIT];
+	u64 new = pte_modify(entry & ~bit, vma[VMA_PAGE_PROT]);
+
+	if (exclusive && (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE)
+		new = pte_mkwrite(new);
+	if (bit) {
+		read_blocks(k, pte, 1);
+		unfold(k, pte);
+	}
+	k->work[WORK_pte_read] += 2;
+	k->work[WORK_pte_write] += 2;
+	k->phys[pte] = new;
+	if (may_fold(k, pte))
+		try_fold(k, pte, new);
+}
+
 static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 {
 	u64 ignore = PTE_YOUNG_MASK | PTE_DIRTY_MASK | k->fault[FAULT_CONT_BIT];
-	u64 end = pte + nr;
+	u64 end = pte + nr, batch;
 
-	while ((pte += check_ptes_none(k, pte, end - pte)) < end) {
+	for (; pte < end; pte += batch) {
 		u64 page = pte_pfn(k->phys[pte]);
-		u64 folio = page_record(k, page)[PAGE_HEAD];
+		const u32 *p = page_record(k, page);
+		u64 folio = p[PAGE_HEAD];
 		const u32 *head = page_record(k, folio);
 		u32 order = head[PAGE_ORDER];
-		u64 batch = 1;
 
+		if (!k->phys[pte]) {
+			batch = check_ptes_none(k, pte, end - pte);
+			continue;
+		}
+		batch = 1;
 		if (CONFIG_MPROTECT_BATCH && order) {
 			u64 most = folio + ((u64)1 << order) - page;
 
@@ -59,11 +84,12 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 				most = end - pte;
 			batch = folio_pte_batch(k, pte, ignore, most);
 			batch = exclusive_batch(k, page, batch);
+			change_batch(k, vma, pte, batch);
+		} else {
+			change_pte(k, vma, pte, p[PAGE_FLAGS] & PG_exclusive);
 		}
-		change_batch(k, vma, pte, batch);
 		if (head[PAGE_FLAGS] & PG_anon)
 			k->event[EV_mprotect_anon * NR_ORDERS + order] += batch;
-		pte += batch;
 	}
 }
 
