@@ -120,6 +120,7 @@ void folio_free(struct vk *k, u64 folio, int user);
 
 /* in split_queue.c: */
 void deferred_split_folio(struct vk *k, u64 folio, int partially_mapped);
+void folio_unqueue_deferred_split(struct vk *k, u64 folio);
 void free_anon_folio(struct vk *k, u64 folio);
 
 #endif

@@ -12,6 +12,7 @@ enum {
 	VM_ACCESS_FLAGS = 0x7,
 	VM_SHARED = 0x8,
 	VM_GROWSDOWN = 0x100,
+	VM_LOCKED = 0x2000,
 	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
 };
 

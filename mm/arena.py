@@ -117,6 +117,9 @@ class FastPaths(Protocol):
     def split_huge_pmd(self, mm: int, place: int) -> None:
         """As huge_memory.__split_huge_pmd(), of a VMA of mm."""
 
+    def split_folio(self, folio: int, extra: int) -> int:
+        """As split.split_folio()."""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -303,6 +303,7 @@ class CoreFastPaths:
             "copy_page_range",
             "change_protection",
             "split_huge_pmd",
+            "split_folio",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 

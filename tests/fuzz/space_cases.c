@@ -96,7 +96,10 @@ static void case_vk_tlb_reach(struct vk *k, struct input *in)
 	}
 }
 
-/* Into the VMA of another process that the fork made, when nothing is in it any longer. */
+/*
+ * Into the VMA of another process that the fork made, when nothing is in it any longer: no table either where
+ * a huge entry may come.
+ */
 static void case_vk_copy_page_range(struct vk *k, struct input *in)
 {
 	u64 vma = some_vma(k, in), new = some_vma(k, in), start, end, at;
@@ -109,7 +112,7 @@ static void case_vk_copy_page_range(struct vk *k, struct input *in)
 	    vma_word(k, new, VMA_START) != start || vma_word(k, new, VMA_END) != end ||
 	    vma_word(k, new, VMA_PGOFF) != vma_word(k, vma, VMA_PGOFF))
 		return;
-	unmap(k, new, start, end, 0);
+	unmap(k, new, start, end, 1);
 	at = vk_copy_page_range(k, new, vma, start);
 	EXPECT(start <= at && at <= end);
 	for (; start < at; start += (u64)1 << PAGE_SHIFT) {
@@ -162,6 +165,34 @@ static void case_vk_split_huge_pmd(struct vk *k, struct input *in)
 	}
 }
 
+/* The large anonymous folio of some page that is mapped; afterwards its pages are small, or it is whole. */
+static void case_vk_split_folio(struct vk *k, struct input *in)
+{
+	u64 vma = some_vma(k, in), start = vma_word(k, vma, VMA_START), extra = !below(in, 16);
+	u64 pages = (vma_word(k, vma, VMA_END) - start) >> PAGE_SHIFT, folio, nr;
+	int huge, done;
+	const u64 *p;
+
+	if (!vma)
+		return;
+	start += take(in, 2) % pages << PAGE_SHIFT;
+	p = find_entry(k, vma_word(k, vma, VMA_MM), start, &huge);
+	folio = p && *p ? page_record(k, pte_pfn(*p))[PAGE_HEAD] : 0;
+	if (!(page_record(k, folio)[PAGE_FLAGS] & PG_anon) || !page_record(k, folio)[PAGE_ORDER])
+		return;
+	nr = (u64)1 << page_record(k, folio)[PAGE_ORDER];
+	done = vk_split_folio(k, folio, extra);
+	EXPECT(!done || !extra);
+	for (u64 i = 0; i < nr; i++) {
+		const u32 *page = page_record(k, folio + i);
+
+		if (!done)
+			EXPECT(page[PAGE_HEAD] == folio);
+		else if (!(page[PAGE_FLAGS] & PG_buddy))
+			EXPECT(page[PAGE_REFCOUNT] == page[PAGE_MAPCOUNT]);
+	}
+}
+
 const struct fuzz_case space_cases[] = {
 	{"vk_unmap_page_range", case_vk_unmap_page_range},
 	{"vk_free_pgd_range", case_vk_free_pgd_range},
@@ -169,5 +200,6 @@ const struct fuzz_case space_cases[] = {
 	{"vk_copy_page_range", case_vk_copy_page_range},
 	{"vk_change_protection", case_vk_change_protection},
 	{"vk_split_huge_pmd", case_vk_split_huge_pmd},
+	{"vk_split_folio", case_vk_split_folio},
 	{NULL, NULL},
 };
