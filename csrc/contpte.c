@@ -7,9 +7,10 @@
 
 static u64 young_dirty(const struct vk *k, u64 first)
 {
+	const u64 both = PTE_YOUNG_ON | PTE_DIRTY_ON;
 	u64 found = 0;
 
-	for (u64 i = first; i < first + k->fault[FAULT_CONT_NR]; i++) {
+	for (u64 i = first; found != both && i < first + k->fault[FAULT_CONT_NR]; i++) {
 		if ((k->phys[i] & PTE_YOUNG_MASK) == PTE_YOUNG_ON)
 			found |= PTE_YOUNG_ON;
 		if ((k->phys[i] & PTE_DIRTY_MASK) == PTE_DIRTY_ON)
@@ -43,8 +44,8 @@ void unfold(struct vk *k, u64 pte)
 	count_conversion(k, WORK_contpte_unfold);
 }
 
-/* Make the block of an entry just written contiguous if that entry is its last and all fit. */
-static void try_fold(struct vk *k, u64 pte, u64 entry)
+/** try_fold - make the block of an entry just written contiguous if that entry is its last and all fit */
+void try_fold(struct vk *k, u64 pte, u64 entry)
 {
 	u64 mask = k->fault[FAULT_CONT_NR] - 1;
 	u64 page = pte_pfn(entry);
@@ -83,7 +84,7 @@ void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr)
 	/* No TLB entry to save for a PROT_NONE page. */
 	if (!bit || nr == 1 || (entry & PTE_PRESENT_MASK) != PTE_PRESENT_ON) {
 		set_ptes(k, pte, entry, nr);
-		if (CONFIG_CONTPTE_FOLD && bit && nr == 1)
+		if (nr == 1 && may_fold(k, pte))
 			try_fold(k, pte, entry);
 		return;
 	}

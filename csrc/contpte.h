@@ -7,10 +7,18 @@
 
 void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
 void unfold(struct vk *k, u64 pte);
+void try_fold(struct vk *k, u64 pte, u64 entry);
 void unfold_edges(struct vk *k, u64 pte, u64 nr);
 void read_blocks(struct vk *k, u64 pte, u64 nr);
 void read_pte(struct vk *k, u64 pte);
 void ptep_clear_flush(struct vk *k, u64 pte);
 void set_access_flags(struct vk *k, u64 pte, u64 entry);
+
+/* Whether an entry is the last of what could be a contiguous block, so that writing it may make it one. */
+static inline int may_fold(const struct vk *k, u64 pte)
+{
+	return CONFIG_CONTPTE_FOLD && k->fault[FAULT_CONT_BIT] &&
+	       !(~pte & (k->fault[FAULT_CONT_NR] - 1));
+}
 
 #endif

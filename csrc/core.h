@@ -113,11 +113,14 @@ static inline u32 *page_record(const struct vk *k, u64 pfn)
 
 /* in buddy.c: */
 int can_alloc(const struct vk *k, unsigned order);
+int can_alloc_two(const struct vk *k, unsigned order);
+u64 alloc_pages(struct vk *k, unsigned order);
 u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
 void folio_free(struct vk *k, u64 folio, int user);
 
 /* in split_queue.c: */
 void deferred_split_folio(struct vk *k, u64 folio, int partially_mapped);
+void folio_unqueue_deferred_split(struct vk *k, u64 folio);
 void free_anon_folio(struct vk *k, u64 folio);
 
 #endif

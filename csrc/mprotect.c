@@ -2,14 +2,8 @@
 /* The entries of a VMA that got another protection. The reference is mm/mprotect.py. */
 #include "contpte.h"
 #include "fault.h"
+#include "huge_memory.h"
 #include "pgtable.h"
-
-static u64 pte_modify(u64 pte, u64 prot)
-{
-	u64 keep = PTE_PFN_MASK | PTE_YOUNG_MASK | PTE_DIRTY_MASK | PTE_SPECIAL_MASK;
-
-	return (pte & keep) | (prot & ~keep);
-}
 
 /* How many of nr pages are exclusive as the first, or not, as it is. */
 static u64 exclusive_batch(const struct vk *k, u64 page, u64 nr)
@@ -37,7 +31,7 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	u64 new = pte_modify(entry, vma[VMA_PAGE_PROT]);
 
 	if (writable && page_record(k, pte_pfn(entry))[PAGE_FLAGS] & PG_exclusive)
-		new = (new & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+		new = pte_mkwrite(new);
 	read_blocks(k, pte, nr);
 	unfold_edges(k, pte, nr);
 	/* Read, then cleared, which reads again; what is cleared is written over. */
@@ -46,18 +40,43 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	map_ptes(k, pte, new, nr);
 }
 
+/* Change one entry, which is not none; what is counted is what change_batch() counts for it. */
+static void change_pte(struct vk *k, const u64 *vma, u64 pte, u32 exclusive)
+{
+	u64 entry = k->phys[pte];
+	u64 bit = entry & k->fault[FAULT_CONT_BIT];
+	u64 new = pte_modify(entry & ~bit, vma[VMA_PAGE_PROT]);
+
+	if (exclusive && (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE)
+		new = pte_mkwrite(new);
+	if (bit) {
+		read_blocks(k, pte, 1);
+		unfold(k, pte);
+	}
+	k->work[WORK_pte_read] += 2;
+	k->work[WORK_pte_write] += 2;
+	k->phys[pte] = new;
+	if (may_fold(k, pte))
+		try_fold(k, pte, new);
+}
+
 static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 {
 	u64 ignore = PTE_YOUNG_MASK | PTE_DIRTY_MASK | k->fault[FAULT_CONT_BIT];
-	u64 end = pte + nr;
+	u64 end = pte + nr, batch;
 
-	while ((pte += check_ptes_none(k, pte, end - pte)) < end) {
+	for (; pte < end; pte += batch) {
 		u64 page = pte_pfn(k->phys[pte]);
-		u64 folio = page_record(k, page)[PAGE_HEAD];
+		const u32 *p = page_record(k, page);
+		u64 folio = p[PAGE_HEAD];
 		const u32 *head = page_record(k, folio);
 		u32 order = head[PAGE_ORDER];
-		u64 batch = 1;
 
+		if (!k->phys[pte]) {
+			batch = check_ptes_none(k, pte, end - pte);
+			continue;
+		}
+		batch = 1;
 		if (CONFIG_MPROTECT_BATCH && order) {
 			u64 most = folio + ((u64)1 << order) - page;
 
@@ -65,34 +84,34 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 				most = end - pte;
 			batch = folio_pte_batch(k, pte, ignore, most);
 			batch = exclusive_batch(k, page, batch);
+			change_batch(k, vma, pte, batch);
+		} else {
+			change_pte(k, vma, pte, p[PAGE_FLAGS] & PG_exclusive);
 		}
-		change_batch(k, vma, pte, batch);
 		if (head[PAGE_FLAGS] & PG_anon)
 			k->event[EV_mprotect_anon * NR_ORDERS + order] += batch;
-		pte += batch;
 	}
 }
 
 /**
  * vk_change_protection - give the entries of a VMA the protection that the VMA has now
- * @address: where to begin
  *
- * Return: where a huge entry begins, which is the caller's; the VMA's end when all is done.
+ * No VMA ends inside a huge entry.
  */
-u64 vk_change_protection(struct vk *k, u64 vma, u64 address)
+void vk_change_protection(struct vk *k, u64 vma)
 {
 	const u64 *v = k->vma + vma * VMA_RECORD;
-	u64 end = v[VMA_END];
-	const u64 *place;
+	u64 address = v[VMA_START], end = v[VMA_END];
+	u64 *place;
 
 	while ((place = next_pmd(k, v[VMA_MM], &address, end))) {
 		u64 stop = pmd_addr_end(address, end);
 
 		if (pmd_trans_huge(*place))
-			return address;
-		change_pte_range(k, v, pte_in_table(*place, address),
-				 (stop - address) >> PAGE_SHIFT);
+			change_huge_pmd(k, v, place);
+		else
+			change_pte_range(k, v, pte_in_table(*place, address),
+					 (stop - address) >> PAGE_SHIFT);
 		address = stop;
 	}
-	return end;
 }

@@ -6,7 +6,7 @@
 #include "wide.h"
 
 /* Entries from which on wide vectors are worth a call of their own. */
-enum { MANY = 64 };
+enum { MANY = 16 };
 
 /* How many entries are none, in steps of 32. */
 WIDE u64 skip_none(const u64 *p, u64 nr)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The deferred split queue, and folios that leave it because they are freed. The reference is mm/split_queue.py. */
+/* The deferred split queue, and folios that leave it because they are freed or split. The reference is mm/split_queue.py. */
 #include "core.h"
 
 /**
@@ -37,9 +37,10 @@ void deferred_split_folio(struct vk *k, u64 folio, int partially_mapped)
 	k->zone[ZONE_SPLIT_QUEUE_LEN]++;
 }
 
-/* Take a folio that is about to be freed off the queue, if it is on it. */
-static void folio_unqueue_deferred_split(struct vk *k, u32 *head)
+/** folio_unqueue_deferred_split - take a folio that is about to be freed or split off the queue, if it is on it */
+void folio_unqueue_deferred_split(struct vk *k, u64 folio)
 {
+	u32 *head = page_record(k, folio);
 	u32 flags = head[PAGE_FLAGS];
 	u32 after, before;
 
@@ -64,9 +65,7 @@ static void folio_unqueue_deferred_split(struct vk *k, u32 *head)
 /** free_anon_folio - free an anonymous folio without references */
 void free_anon_folio(struct vk *k, u64 folio)
 {
-	u32 *head = page_record(k, folio);
-
-	folio_unqueue_deferred_split(k, head);
-	k->event[EV_anon_free * NR_ORDERS + head[PAGE_ORDER]]++;
+	folio_unqueue_deferred_split(k, folio);
+	k->event[EV_anon_free * NR_ORDERS + page_record(k, folio)[PAGE_ORDER]]++;
 	folio_free(k, folio, ZONE_ANON);
 }

@@ -119,6 +119,8 @@ def split_folio(k: Arena, folio: int, extra: int = 0) -> bool:
     Args:
         extra: references besides the mappings and the caller's; any makes the split fail.
     """
+    if k.fast is not None:
+        return bool(k.fast.split_folio(folio, extra))
     words, base = k.page, folio * _P
     order = words[base + PAGE_ORDER]
     by_page, by_pmd = words[base + FOLIO_NR_PAGES_MAPPED], words[base + FOLIO_ENTIRE_MAPCOUNT]
@@ -177,8 +179,8 @@ def _is_zero(k: Arena, page: int) -> bool:
     """Return whether a page's content is all zero; without PHYS_BACKING nobody knows, so it is not."""
     if not k.config.phys_backing:
         return False
-    first = page << k.table_shift
-    return not any(k.phys[first : first + (1 << k.table_shift)])
+    words = 1 << k.table_shift
+    return k.ops.check_ptes_none(page << k.table_shift, words) == words
 
 
 def _map_zero_page(k: Arena, vma: int, pte: int, page: int) -> None:

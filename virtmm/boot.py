@@ -302,6 +302,8 @@ class CoreFastPaths:
             "tlb_reach",
             "copy_page_range",
             "change_protection",
+            "split_huge_pmd",
+            "split_folio",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 
