@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The entries of a VMA that got another protection. The reference is mm/mprotect.py. */
+/* VMAs that get another protection, and the entries of their pages. The reference is mm/mprotect.py. */
+#include <errno.h>
+
 #include "contpte.h"
 #include "fault.h"
 #include "pgtable.h"
+#include "vma.h"
 
 static u64 pte_modify(u64 pte, u64 prot)
 {
@@ -95,4 +98,44 @@ u64 vk_change_protection(struct vk *k, u64 vma, u64 address)
 		address = stop;
 	}
 	return end;
+}
+
+/* Whether a huge entry lies across address. */
+static int cuts_huge_pmd(struct vk *k, u64 mm, u64 address)
+{
+	return address >> PMD_SHIFT << PMD_SHIFT != address &&
+	       has_huge_pmd(k, mm, address, address + 1);
+}
+
+/**
+ * vk_vma_set_flags - give [start, end) of a VMA that holds it other VM_* flags
+ *
+ * The VMA is split at the edges and merged with its neighbours again; pages follow when the access
+ * rights changed.
+ *
+ * Return: 0, -ENOMEM, or PYTHON_MUST.
+ */
+int vk_vma_set_flags(struct vk *k, u64 vma, u64 start, u64 end, u64 flags)
+{
+	u64 *v = vma_record(k, vma);
+	u64 mm = v[VMA_MM], old = v[VMA_FLAGS], written = k->work[WORK_pte_write];
+	u64 rights = (flags ^ old) & VM_ACCESS_FLAGS;
+
+	if (flags == old)
+		return 0;
+	if (rights ? has_huge_pmd(k, mm, start, end)
+		   : cuts_huge_pmd(k, mm, start) || cuts_huge_pmd(k, mm, end))
+		return PYTHON_MUST;
+	if (v[VMA_START] < start)
+		v = split_vma(k, v, start);
+	if (!v || (v[VMA_END] > end && !split_vma(k, v, end)))
+		return -ENOMEM;
+	v[VMA_FLAGS] = flags;
+	if (rights) {
+		v[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
+		vk_change_protection(k, vma_number(k, v), start);
+		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
+	}
+	vma_merge(k, v, 0);
+	return 0;
 }

@@ -114,6 +114,42 @@ class FastPaths(Protocol):
     def change_protection(self, vma: int, address: int) -> int:
         """Give entries their VMA's protection; return where a huge one begins, or the end."""
 
+    def dup_mmap(self, mm: int, old: int, slot: int) -> int:
+        """
+        Copy a parent's VMAs from a slot on, counted from its first, and share their pages.
+
+        Returns: -ENOMEM; the number of VMAs; or the slot of one that the child has already, and in which
+        what Python must do begins at RUN_ADDRESS.
+        """
+
+    # These return 0, a negative errno, or 1: nothing has changed, and Python must do it. ``task`` is
+    # k.current; ranges are whole pages of user space, and not empty.
+
+    def do_munmap(self, mm: int, start: int, end: int, task: int) -> int:
+        """As mmap.do_munmap()."""
+
+    def mmap_region(
+        self,
+        mm: int,
+        start: int,
+        end: int,
+        vm_flags: int,
+        flags: int,
+        file: int,
+        pgoff: int,
+        task: int,
+    ) -> int:
+        """As mmap.mmap_region()."""
+
+    def do_brk_flags(self, mm: int, start: int, end: int, vm_flags: int) -> int:
+        """As mmap.do_brk_flags()."""
+
+    def exit_mmap(self, mm: int, task: int) -> int:
+        """As fork.exit_mmap()."""
+
+    def vma_set_flags(self, vma: int, start: int, end: int, flags: int) -> int:
+        """As mprotect.vma_set_flags()."""
+
 
 @dataclass(frozen=True)
 class Config:

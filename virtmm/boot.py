@@ -302,6 +302,12 @@ class CoreFastPaths:
             "tlb_reach",
             "copy_page_range",
             "change_protection",
+            "dup_mmap",
+            "do_munmap",
+            "mmap_region",
+            "do_brk_flags",
+            "exit_mmap",
+            "vma_set_flags",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 
