@@ -7,6 +7,8 @@
 #include "pgtable.h"
 #include "vma.h"
 
+enum { PROT_MTE = 0x20 };
+
 static u64 pte_modify(u64 pte, u64 prot)
 {
 	u64 keep = PTE_PFN_MASK | PTE_YOUNG_MASK | PTE_DIRTY_MASK | PTE_SPECIAL_MASK;
@@ -107,6 +109,28 @@ static int cuts_huge_pmd(struct vk *k, u64 mm, u64 address)
 	       has_huge_pmd(k, mm, address, address + 1);
 }
 
+/* Give [start, end) of a VMA other flags, which no huge entry hinders; 0 or -ENOMEM. */
+static int vma_set_flags(struct vk *k, u64 *vma, u64 start, u64 end, u64 flags)
+{
+	u64 written = k->work[WORK_pte_write];
+	u64 old = vma[VMA_FLAGS];
+
+	if (flags == old)
+		return 0;
+	if (vma[VMA_START] < start)
+		vma = split_vma(k, vma, start);
+	if (!vma || (vma[VMA_END] > end && !split_vma(k, vma, end)))
+		return -ENOMEM;
+	vma[VMA_FLAGS] = flags;
+	if ((flags ^ old) & VM_ACCESS_FLAGS) {
+		vma[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
+		vk_change_protection(k, vma_number(k, vma), start);
+		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
+	}
+	vma_merge(k, vma, 0);
+	return 0;
+}
+
 /**
  * vk_vma_set_flags - give [start, end) of a VMA that holds it other VM_* flags
  *
@@ -118,24 +142,61 @@ static int cuts_huge_pmd(struct vk *k, u64 mm, u64 address)
 int vk_vma_set_flags(struct vk *k, u64 vma, u64 start, u64 end, u64 flags)
 {
 	u64 *v = vma_record(k, vma);
-	u64 mm = v[VMA_MM], old = v[VMA_FLAGS], written = k->work[WORK_pte_write];
-	u64 rights = (flags ^ old) & VM_ACCESS_FLAGS;
+	u64 mm = v[VMA_MM];
 
-	if (flags == old)
-		return 0;
-	if (rights ? has_huge_pmd(k, mm, start, end)
-		   : cuts_huge_pmd(k, mm, start) || cuts_huge_pmd(k, mm, end))
+	if ((flags ^ v[VMA_FLAGS]) & VM_ACCESS_FLAGS
+		    ? has_huge_pmd(k, mm, start, end)
+		    : cuts_huge_pmd(k, mm, start) || cuts_huge_pmd(k, mm, end))
 		return PYTHON_MUST;
-	if (v[VMA_START] < start)
-		v = split_vma(k, v, start);
-	if (!v || (v[VMA_END] > end && !split_vma(k, v, end)))
-		return -ENOMEM;
-	v[VMA_FLAGS] = flags;
-	if (rights) {
-		v[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
-		vk_change_protection(k, vma_number(k, v), start);
-		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
+	return vma_set_flags(k, v, start, end, flags);
+}
+
+/* The flags of a VMA that gets other PROT_* bits. */
+static u64 protected_flags(const struct vk *k, u64 flags, u64 prot)
+{
+	flags = (flags & ~(u64)VM_ACCESS_FLAGS) | (prot & VM_ACCESS_FLAGS);
+	if (prot & VM_WRITE && !(flags & (VM_SHARED | VM_NORESERVE)))
+		flags |= VM_ACCOUNT;
+	return prot & PROT_MTE ? flags | k->fault[FAULT_TAGS] : flags;
+}
+
+/**
+ * vk_do_mprotect - give [start, end), whole pages of user space, the PROT_* bits prot
+ *
+ * What lies below a hole is changed before the hole is found. Locked memory is Python's, which faults in
+ * what may be written now.
+ *
+ * Return: 0, -ENOMEM, -EINVAL for tags on a file's memory, or PYTHON_MUST.
+ */
+int vk_do_mprotect(struct vk *k, u64 mm, u64 start, u64 end, u64 prot)
+{
+	const u32 *index = k->vma_index + mm * MAX_MAP_COUNT;
+	const u64 *count = k->mm + mm * MM_RECORD + MM_MAP_COUNT;
+
+	if (has_huge_pmd(k, mm, start, end))
+		return PYTHON_MUST;
+	for (u64 slot = find_slot(k, mm, start); slot < *count; slot++) {
+		const u64 *vma = vma_record(k, index[slot]);
+
+		if (vma[VMA_START] >= end)
+			break;
+		if (vma[VMA_FLAGS] & VM_LOCKED)
+			return PYTHON_MUST;
 	}
-	vma_merge(k, v, 0);
+	while (start < end) {
+		u64 slot = find_slot(k, mm, start);
+		u64 *vma = vma_record(k, slot < *count ? index[slot] : 0);
+		u64 stop = vma[VMA_END] < end ? vma[VMA_END] : end;
+		u64 file = vma[VMA_FILE];
+
+		if (slot == *count || vma[VMA_START] > start)
+			return -ENOMEM;
+		if (prot & PROT_MTE && k->fault[FAULT_TAGS] && file &&
+		    !k->file[file * FILE_RECORD + FILE_SHMEM])
+			return -EINVAL;
+		if (vma_set_flags(k, vma, start, stop, protected_flags(k, vma[VMA_FLAGS], prot)))
+			return -ENOMEM;
+		start = stop;
+	}
 	return 0;
 }

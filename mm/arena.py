@@ -150,6 +150,9 @@ class FastPaths(Protocol):
     def vma_set_flags(self, vma: int, start: int, end: int, flags: int) -> int:
         """As mprotect.vma_set_flags()."""
 
+    def do_mprotect(self, mm: int, start: int, end: int, prot: int) -> int:
+        """As mprotect.do_mprotect()."""
+
 
 @dataclass(frozen=True)
 class Config:

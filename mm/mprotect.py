@@ -67,6 +67,10 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
     if start & ~k.page_mask:
         return -EINVAL
     at, end = start, start + length
+    if k.fast is not None and end <= k.task_size:
+        error = k.fast.do_mprotect(mm, at, end, prot)
+        if error <= 0:
+            return error
     while at < end:
         vma = vma_lookup(k, mm, at)
         if not vma:

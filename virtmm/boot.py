@@ -308,6 +308,7 @@ class CoreFastPaths:
             "do_brk_flags",
             "exit_mmap",
             "vma_set_flags",
+            "do_mprotect",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 

@@ -105,6 +105,14 @@ def shape(m, base=BASE):
     ):
         assert m.mprotect(1, at(first), nr * size, prot) == 0
         yield
+    assert m.mprotect(1, at(240), 20 * size, RW) == 0
+    assert m.mprotect(1, at(340), 20 * size, PROT_READ) == -ENOMEM, "behind what is mapped"
+    assert m.mprotect(1, m.task_size - size, 9 * size, RW) == -ENOMEM
+    yield
+    assert m.mlock(1, at(20), 3 * size) == 0
+    assert m.mprotect(1, at(18), 9 * size, PROT_READ) == 0
+    assert m.mprotect(1, at(18), 9 * size, RW) == 0
+    yield
     assert m.madvise(1, at(50), 9 * size, MADV_DONTFORK) == 0
     assert m.madvise(1, at(70), 9 * size, MADV_WIPEONFORK) == 0
     for child in (2, 3, 4):

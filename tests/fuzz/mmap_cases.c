@@ -200,6 +200,35 @@ static void case_vk_vma_set_flags(struct vk *k, struct input *in)
 	EXPECT(vma_in(k, mm, find_slot(k, mm, p.start))[VMA_FLAGS] == flags);
 }
 
+static void case_vk_do_mprotect(struct vk *k, struct input *in)
+{
+	static struct state before;
+	u64 mm = mm_of(k, some_task(in)), prot = below(in, 8), covered = 0;
+	struct pages p = some_pages(k, in, mm);
+	int error;
+
+	for (u64 i = 0; i < map_count(k, mm); i++) {
+		const u64 *vma = vma_in(k, mm, i);
+		u64 low = vma[VMA_START] > p.start ? vma[VMA_START] : p.start;
+		u64 high = vma[VMA_END] < p.end ? vma[VMA_END] : p.end;
+
+		covered += low < high ? high - low : 0;
+	}
+	keep(k, mm, &before);
+	error = vk_do_mprotect(k, mm, p.start, p.end, prot);
+	if (error == PYTHON_MUST) {
+		expect_python(k, mm, p, &before);
+		return;
+	}
+	EXPECT(error == (covered < p.end - p.start ? -ENOMEM : 0));
+	for (u64 i = 0; !error && i < map_count(k, mm); i++) {
+		const u64 *vma = vma_in(k, mm, i);
+
+		if (vma[VMA_START] < p.end && p.start < vma[VMA_END])
+			EXPECT((vma[VMA_FLAGS] & VM_ACCESS_FLAGS) == prot);
+	}
+}
+
 /* Give a process that has an address space for itself an empty one; 0 = it keeps its own. */
 static u64 start_over(struct vk *k, u64 task)
 {
@@ -259,11 +288,8 @@ static void case_vk_dup_mmap(struct vk *k, struct input *in)
 }
 
 const struct fuzz_case mmap_cases[] = {
-	{"vk_do_munmap", case_vk_do_munmap},
-	{"vk_mmap_region", case_vk_mmap_region},
-	{"vk_do_brk_flags", case_vk_do_brk_flags},
-	{"vk_vma_set_flags", case_vk_vma_set_flags},
-	{"vk_exit_mmap", case_vk_exit_mmap},
-	{"vk_dup_mmap", case_vk_dup_mmap},
-	{NULL, NULL},
+	{"vk_do_munmap", case_vk_do_munmap},	   {"vk_mmap_region", case_vk_mmap_region},
+	{"vk_do_brk_flags", case_vk_do_brk_flags}, {"vk_vma_set_flags", case_vk_vma_set_flags},
+	{"vk_do_mprotect", case_vk_do_mprotect},   {"vk_exit_mmap", case_vk_exit_mmap},
+	{"vk_dup_mmap", case_vk_dup_mmap},	   {NULL, NULL},
 };
