@@ -58,6 +58,7 @@ def geometry_h(arch: ArchParams, page_shift: int) -> str:
         f"#define PTE_BITS {bits[-1]}",
         *(f"#define {name} {{ {', '.join(map(str, row))} }}" for name, row in arrays.items()),
         f"#define PTE_TABLE {arch.pte.table:#x}ULL",
+        f"#define PTE_USER {arch.pte.user:#x}ULL",
         f"#define PTE_PFN_SHIFT {arch.pte.pfn_shift(page_shift)}",
         f"#define PTE_PFN_MASK {arch.pte.pfn_mask(page_shift):#x}ULL",
     ]

@@ -44,7 +44,8 @@ static u64 list_pop(struct vk *k, unsigned order)
 	return pfn;
 }
 
-static u64 alloc_pages(struct vk *k, unsigned order)
+/** alloc_pages - first of 2^order free pages, naturally aligned; 0 = there are none, nothing has changed */
+u64 alloc_pages(struct vk *k, unsigned order)
 {
 	u64 *zone = k->zone;
 	u64 nr = (u64)1 << order;
@@ -106,6 +107,18 @@ int can_alloc(const struct vk *k, unsigned order)
 		if (zone[ZONE_FREE_LIST + order])
 			return 1;
 	return zone[ZONE_FRONTIER] + ((u64)1 << most) <= k->fault[FAULT_NR_PAGES];
+}
+
+/** can_alloc_two - whether there are two blocks of 2^order pages, so that something smaller fits beside one */
+int can_alloc_two(const struct vk *k, unsigned order)
+{
+	const u64 *zone = k->zone;
+	unsigned most = (unsigned)k->fault[FAULT_MAX_PAGE_ORDER];
+	u64 blocks = (k->fault[FAULT_NR_PAGES] - zone[ZONE_FRONTIER]) >> order;
+
+	for (unsigned have = order; have <= most; have++)
+		blocks += zone[ZONE_NR_BLOCKS + have] << (have - order);
+	return blocks >= 2 && zone[ZONE_NR_FREE] >= zone[ZONE_WMARK_MIN] + ((u64)2 << order);
 }
 
 /**

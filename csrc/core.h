@@ -113,6 +113,8 @@ static inline u32 *page_record(const struct vk *k, u64 pfn)
 
 /* in buddy.c: */
 int can_alloc(const struct vk *k, unsigned order);
+int can_alloc_two(const struct vk *k, unsigned order);
+u64 alloc_pages(struct vk *k, unsigned order);
 u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
 void folio_free(struct vk *k, u64 folio, int user);
 

@@ -5,8 +5,8 @@
  * mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
- * before it is certain that the access succeeds; only page tables and anon_vmas made on the way, and
- * pages read in, stay.
+ * before it is certain that the access succeeds; only page tables and anon_vmas made on the way, pages
+ * read in, and huge entries split stay.
  */
 #include "contpte.h"
 #include "fault.h"
@@ -306,18 +306,24 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 }
 
 /* Serve a write to an entry that is read-only; 0 = Python must. */
-static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, const u64 *place)
+static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, u64 *place)
 {
 	u64 *vma = vma_lookup(k, w, w->mm, address);
 	struct fault f = {.vma = vma, .mm = w->mm, .task = task, .address = address};
+	int huge = !w->table || place != w->table + pte_index(address);
 
 	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE)
 		return 0;
-	if (!w->table || place != w->table + pte_index(address))
-		return 0; /* a huge entry */
-	f.pte = (u64)(place - k->phys);
-	if (!do_wp_page(k, &f))
-		return 0;
+	if (huge) {
+		if (!do_huge_pmd_wp_page(k, &f, place))
+			return 0;
+		huge = pmd_trans_huge(*place); /* no more if it was split */
+	}
+	if (!huge) {
+		f.pte = (u64)(leaf_offset(k, w, w->mm, address) - k->phys);
+		if (!do_wp_page(k, &f))
+			return 0;
+	}
 	k->vmstat[VM_pgfault]++;
 	k->task[task * TASK_RECORD + TASK_MINFLT]++;
 	return 1;

@@ -50,12 +50,33 @@ static inline u64 pte_mkyoung(u64 pte)
 	return (pte & ~PTE_YOUNG_MASK) | PTE_YOUNG_ON;
 }
 
+static inline u64 pte_mkold(u64 pte)
+{
+	return (pte & ~PTE_YOUNG_MASK) | PTE_YOUNG_OFF;
+}
+
+static inline u64 pte_mkwrite(u64 pte)
+{
+	return (pte & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+}
+
+static inline u64 pte_wrprotect(u64 pte)
+{
+	return (pte & ~PTE_WRITE_MASK) | PTE_WRITE_OFF;
+}
+
 /* Young, dirty and writable: what a write leaves. */
 static inline u64 pte_mkwritten(u64 pte)
 {
-	pte = (pte & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
-	pte = (pte & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
-	return pte_mkyoung(pte);
+	return pte_mkyoung(pte_mkwrite((pte & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON));
+}
+
+/* The entry with the protection of prot; pfn, young, dirty and special stay. */
+static inline u64 pte_modify(u64 pte, u64 prot)
+{
+	u64 keep = PTE_PFN_MASK | PTE_YOUNG_MASK | PTE_DIRTY_MASK | PTE_SPECIAL_MASK;
+
+	return (pte & keep) | (prot & ~keep);
 }
 
 /* in fault.c: */
@@ -67,6 +88,7 @@ int do_fault(struct vk *k, const struct fault *f, int write);
 
 /* in huge_memory.c: */
 int do_huge_pmd_anonymous_page(struct vk *k, const struct fault *f, u64 *pmd, int write);
+int do_huge_pmd_wp_page(struct vk *k, const struct fault *f, u64 *pmd);
 
 /* in cow.c: */
 int do_wp_page(struct vk *k, const struct fault *f);

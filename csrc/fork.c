@@ -2,24 +2,15 @@
 /*
  * Sharing a parent's pages with a child. The reference is mm/fork.py.
  *
- * Huge entries, and tables that there is no memory for, are left to Python, which goes on from that PMD.
+ * Tables that there is no memory for are left to Python, which goes on from that PMD.
  */
 #include <errno.h>
 
 #include "contpte.h"
 #include "fault.h"
+#include "huge_memory.h"
 #include "pgtable.h"
 #include "vma.h"
-
-static inline u64 pte_mkold(u64 pte)
-{
-	return (pte & ~PTE_YOUNG_MASK) | PTE_YOUNG_OFF;
-}
-
-static inline u64 pte_wrprotect(u64 pte)
-{
-	return (pte & ~PTE_WRITE_MASK) | PTE_WRITE_OFF;
-}
 
 static int any_writable(const struct vk *k, u64 pte, u64 nr)
 {
@@ -126,8 +117,8 @@ static u64 pte_alloc_map(struct vk *k, u64 mm, u64 address)
  * @vma: the parent's
  * @address: where to begin
  *
- * Return: where what the caller must do begins: a huge entry, or a table without memory; the VMA's end
- * when all is done.
+ * Return: where the first entry is that there was no memory for a table for; the VMA's end when all is
+ * done.
  */
 u64 vk_copy_page_range(struct vk *k, u64 new, u64 vma, u64 address)
 {
@@ -140,8 +131,12 @@ u64 vk_copy_page_range(struct vk *k, u64 new, u64 vma, u64 address)
 		u64 stop = pmd_addr_end(address, end);
 		u64 source, to, nr, skip;
 
-		if (pmd_trans_huge(*place))
-			return address;
+		if (pmd_trans_huge(*place)) {
+			if (!copy_huge_pmd(k, mm, place, address))
+				return address;
+			address = stop;
+			continue;
+		}
 		source = pte_in_table(*place, address);
 		nr = (stop - address) >> PAGE_SHIFT;
 		skip = check_ptes_none(k, source, nr);

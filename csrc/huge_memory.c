@@ -1,33 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Faults on an empty PMD entry whose memory may be one folio. The reference is mm/huge_memory.py; what
- * is short of memory, writes to read-only huge entries, and splitting them are left to Python.
+ * Faults on an empty PMD entry whose memory may be one folio, and writes to read-only huge entries. The
+ * reference is mm/huge_memory.py, which also serves what is short of memory.
  */
 #include "fault.h"
+#include "huge_memory.h"
 #include "pgtable.h"
 #include "vma.h"
 
-static u64 pmd_mkhuge(u64 pte)
+static u64 mm_get_huge_zero_folio(struct vk *k)
 {
-	return (pte & ~PTE_LEAF_MASK) | PTE_LEAF_ON;
-}
+	u64 folio = k->zone[ZONE_HUGE_ZERO];
 
-static void pgtable_trans_huge_deposit(struct vk *k, u64 mm, u64 table)
-{
-	u64 *reserve = k->mm + mm * MM_RECORD + MM_HUGE_PTE;
-
-	page_record(k, table)[PAGE_NEXT] = (u32)*reserve;
-	*reserve = table;
+	if (folio)
+		return folio;
+	folio = alloc_pages(k, PMD_ORDER);
+	prep_compound_page(k, folio, PMD_ORDER, PG_reserved | PG_huge_zero);
+	if (k->fault[FAULT_PHYS_BACKING])
+		clear_huge_page(k, folio, PTRS_PER_PTE, 0);
+	k->zone[ZONE_HUGE_ZERO] = folio;
+	k->vmstat[VM_thp_zero_page_alloc]++;
+	return folio;
 }
 
 static int map_huge_zero_folio(struct vk *k, const struct fault *f, u64 *pmd)
 {
-	u64 zero = k->zone[ZONE_HUGE_ZERO];
-	u64 entry = zero << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
-	u64 table = zero ? pte_alloc_one(k, f->mm) : 0;
+	u64 table, entry;
 
+	if (!k->zone[ZONE_HUGE_ZERO] && !can_alloc_two(k, PMD_ORDER))
+		return 0;
+	table = pte_alloc_one(k, f->mm);
 	if (!table)
 		return 0;
+	entry = mm_get_huge_zero_folio(k) << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
 	entry = (entry & ~PTE_SPECIAL_MASK) | PTE_SPECIAL_ON;
 	pgtable_trans_huge_deposit(k, f->mm, table);
 	*pmd = pmd_mkhuge(pte_mkyoung(entry));
@@ -60,7 +65,7 @@ static void map_anon_folio_pmd(struct vk *k, const struct fault *f, u64 *pmd, u6
 
 	entry = (entry & ~PTE_DIRTY_MASK) | PTE_DIRTY_ON;
 	if (f->vma[VMA_FLAGS] & VM_WRITE)
-		entry = (entry & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+		entry = pte_mkwrite(entry);
 	folio_add_new_anon_rmap_pmd(k, f, folio);
 	*pmd = pmd_mkhuge(pte_mkyoung(entry));
 	k->work[WORK_pte_write]++;
@@ -70,6 +75,17 @@ static void map_anon_folio_pmd(struct vk *k, const struct fault *f, u64 *pmd, u6
 	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + PMD_ORDER]++;
 	k->event[EV_anon_fault * NR_ORDERS + PMD_ORDER]++;
 	k->task[f->task * TASK_RECORD + TASK_FOLIOS + PMD_ORDER]++;
+}
+
+/* A zeroed PMD-sized folio, which there is memory for. */
+static u64 vma_alloc_anon_folio_pmd(struct vk *k, const struct fault *f)
+{
+	u64 folio = folio_alloc(k, PMD_ORDER, PG_anon | PG_lru, ZONE_ANON);
+
+	if (k->fault[FAULT_PHYS_BACKING])
+		clear_huge_page(k, folio, PTRS_PER_PTE, pte_index(f->address));
+	tag_pages(k, f->vma, folio, PMD_ORDER, WORK_tag_sync);
+	return folio;
 }
 
 /**
@@ -86,13 +102,52 @@ int do_huge_pmd_anonymous_page(struct vk *k, const struct fault *f, u64 *pmd, in
 	if (!write && k->fault[FAULT_HUGE_ZERO])
 		return map_huge_zero_folio(k, f, pmd);
 	/* Twice the folio: then there is memory for the page table, too. */
-	if (!can_alloc(k, PMD_ORDER) || !can_alloc(k, PMD_ORDER + 1))
+	if (!can_alloc_two(k, PMD_ORDER))
 		return 0;
-	folio = folio_alloc(k, PMD_ORDER, PG_anon | PG_lru, ZONE_ANON);
-	if (k->fault[FAULT_PHYS_BACKING])
-		clear_huge_page(k, folio, PTRS_PER_PTE, pte_index(f->address));
-	tag_pages(k, f->vma, folio, PMD_ORDER, WORK_tag_sync);
+	folio = vma_alloc_anon_folio_pmd(k, f);
 	pgtable_trans_huge_deposit(k, f->mm, pte_alloc_one(k, f->mm));
 	map_anon_folio_pmd(k, f, pmd, folio);
+	return 1;
+}
+
+/* Take over the folio of a huge entry, if nobody else holds it; 0 = not ours to write to. */
+static int reuse_huge_pmd(struct vk *k, const struct fault *f, u64 *pmd)
+{
+	u32 *head = page_record(k, pte_pfn(*pmd));
+
+	if (!(head[PAGE_FLAGS] & PG_exclusive)) {
+		if (head[PAGE_REFCOUNT] != 1)
+			return 0;
+		head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
+		head[PAGE_FLAGS] |= PG_exclusive;
+	}
+	*pmd = pte_mkwritten(*pmd);
+	k->work[WORK_pte_read] += 2;
+	k->work[WORK_pte_write]++;
+	k->work[WORK_tlbi]++;
+	k->vmstat[VM_pgreuse]++;
+	k->event[EV_wp_reuse * NR_ORDERS]++;
+	return 1;
+}
+
+/**
+ * do_huge_pmd_wp_page - serve a write to a read-only huge entry of a private mapping, or split the entry
+ *
+ * Return: 0 = Python must, and only the VMA's anon_vma may be new. If the entry was split the write goes on
+ * with the page's own.
+ */
+int do_huge_pmd_wp_page(struct vk *k, const struct fault *f, u64 *pmd)
+{
+	int zero = is(*pmd, PTE_SPECIAL_MASK, PTE_SPECIAL_ON);
+
+	if (!vma_prepare_anon(k, f->vma))
+		return 0;
+	if (zero && CONFIG_HUGE_ZERO_COW) {
+		if (!can_alloc(k, PMD_ORDER))
+			return 0;
+		map_anon_folio_pmd(k, f, pmd, vma_alloc_anon_folio_pmd(k, f));
+	} else if (zero || !reuse_huge_pmd(k, f, pmd)) {
+		vk_split_huge_pmd(k, f->mm, (u64)(pmd - k->phys));
+	}
 	return 1;
 }

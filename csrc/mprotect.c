@@ -4,17 +4,11 @@
 
 #include "contpte.h"
 #include "fault.h"
+#include "huge_memory.h"
 #include "pgtable.h"
 #include "vma.h"
 
 enum { PROT_MTE = 0x20 };
-
-static u64 pte_modify(u64 pte, u64 prot)
-{
-	u64 keep = PTE_PFN_MASK | PTE_YOUNG_MASK | PTE_DIRTY_MASK | PTE_SPECIAL_MASK;
-
-	return (pte & keep) | (prot & ~keep);
-}
 
 /* How many of nr pages are exclusive as the first, or not, as it is. */
 static u64 exclusive_batch(const struct vk *k, u64 page, u64 nr)
@@ -42,7 +36,7 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	u64 new = pte_modify(entry, vma[VMA_PAGE_PROT]);
 
 	if (writable && page_record(k, pte_pfn(entry))[PAGE_FLAGS] & PG_exclusive)
-		new = (new & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+		new = pte_mkwrite(new);
 	read_blocks(k, pte, nr);
 	unfold_edges(k, pte, nr);
 	/* Read, then cleared, which reads again; what is cleared is written over. */
@@ -80,26 +74,25 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 
 /**
  * vk_change_protection - give the entries of a VMA the protection that the VMA has now
- * @address: where to begin
  *
- * Return: where a huge entry begins, which is the caller's; the VMA's end when all is done.
+ * No VMA ends inside a huge entry.
  */
-u64 vk_change_protection(struct vk *k, u64 vma, u64 address)
+void vk_change_protection(struct vk *k, u64 vma)
 {
 	const u64 *v = k->vma + vma * VMA_RECORD;
-	u64 end = v[VMA_END];
-	const u64 *place;
+	u64 address = v[VMA_START], end = v[VMA_END];
+	u64 *place;
 
 	while ((place = next_pmd(k, v[VMA_MM], &address, end))) {
 		u64 stop = pmd_addr_end(address, end);
 
 		if (pmd_trans_huge(*place))
-			return address;
-		change_pte_range(k, v, pte_in_table(*place, address),
-				 (stop - address) >> PAGE_SHIFT);
+			change_huge_pmd(k, v, place);
+		else
+			change_pte_range(k, v, pte_in_table(*place, address),
+					 (stop - address) >> PAGE_SHIFT);
 		address = stop;
 	}
-	return end;
 }
 
 /* Whether a huge entry lies across address. */
@@ -124,7 +117,7 @@ static int vma_set_flags(struct vk *k, u64 *vma, u64 start, u64 end, u64 flags)
 	vma[VMA_FLAGS] = flags;
 	if ((flags ^ old) & VM_ACCESS_FLAGS) {
 		vma[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
-		vk_change_protection(k, vma_number(k, vma), start);
+		vk_change_protection(k, vma_number(k, vma));
 		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
 	}
 	vma_merge(k, vma, 0);

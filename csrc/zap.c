@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Unmapping. The reference is mm/zap.py, and for vk_zap_ptes() mm/ranges.py.
- *
- * vk_unmap_page_range() goes on by itself until it comes to a huge entry, which is left to Python.
- */
+/* Unmapping. The reference is mm/zap.py, and for vk_zap_ptes() mm/ranges.py. */
 #include "contpte.h"
+#include "huge_memory.h"
 #include "pgtable.h"
 
 /* Pages that a zap takes in one go: present, next pfn, nothing else compared (v1 patch 7). */
@@ -191,11 +188,9 @@ static void zap_pte_range(struct vk *k)
  * vk_unmap_page_range - unmap what a VMA maps in [address, end), PMD by PMD
  * @reclaim_pt: 1 = free page tables whose whole range was unmapped, too
  *
- * The gather is in RUN_ROOM.
- *
- * Return: where the huge entry begins that it came to; end when all is done.
+ * The gather is in RUN_ROOM. A huge entry that is covered in part is split first.
  */
-u64 vk_unmap_page_range(struct vk *k, u64 vma, u64 address, u64 end, int reclaim_pt)
+void vk_unmap_page_range(struct vk *k, u64 vma, u64 address, u64 end, int reclaim_pt)
 {
 	const u64 *v = k->vma + vma * VMA_RECORD;
 	u64 mm = v[VMA_MM];
@@ -205,8 +200,13 @@ u64 vk_unmap_page_range(struct vk *k, u64 vma, u64 address, u64 end, int reclaim
 	while ((pmd = next_pmd(k, mm, &address, end))) {
 		u64 stop = pmd_addr_end(address, end);
 
+		if (pmd_trans_huge(*pmd) && stop - address == (u64)1 << PMD_SHIFT) {
+			zap_huge_pmd(k, mm, pmd);
+			address = stop;
+			continue;
+		}
 		if (pmd_trans_huge(*pmd))
-			return address;
+			vk_split_huge_pmd(k, mm, (u64)(pmd - k->phys));
 		k->run[RUN_PTE] = pte_in_table(*pmd, address);
 		k->run[RUN_NR] = (stop - address) >> PAGE_SHIFT;
 		k->run[RUN_MM] = mm;
@@ -220,5 +220,4 @@ u64 vk_unmap_page_range(struct vk *k, u64 vma, u64 address, u64 end, int reclaim
 		}
 		address = stop;
 	}
-	return end;
 }

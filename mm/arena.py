@@ -99,8 +99,8 @@ class RangeOps(Protocol):
 class FastPaths(Protocol):
     """What csrc/ does as a whole with CONFIG_FAST_FAULT; each is left in mm/ where that is not set."""
 
-    def unmap_page_range(self, vma: int, start: int, end: int, reclaim_pt: bool) -> int:
-        """Unmap from start on; return where a huge entry begins, which is left, or end."""
+    def unmap_page_range(self, vma: int, start: int, end: int, reclaim_pt: bool) -> None:
+        """As zap.unmap_page_range()."""
 
     def tlb_reach(self, mm: int, at: int) -> None:
         """As tlb.tlb_reach()."""
@@ -109,10 +109,13 @@ class FastPaths(Protocol):
         """As pgtable.free_pgd_range()."""
 
     def copy_page_range(self, new: int, vma: int, address: int) -> int:
-        """Share a VMA's pages with a child's; return where what Python must do begins, or the end."""
+        """Share a VMA's pages with a child's; return where it had no memory for a table, or the end."""
 
-    def change_protection(self, vma: int, address: int) -> int:
-        """Give entries their VMA's protection; return where a huge one begins, or the end."""
+    def change_protection(self, vma: int) -> None:
+        """Give every entry of a VMA the protection that the VMA has now."""
+
+    def split_huge_pmd(self, mm: int, place: int) -> None:
+        """As huge_memory.__split_huge_pmd(), of a VMA of mm."""
 
     def dup_mmap(self, mm: int, old: int, slot: int) -> int:
         """

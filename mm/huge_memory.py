@@ -353,6 +353,9 @@ def __split_huge_pmd(k: Arena, vma: int, place: int) -> None:
     Mirrors: __split_huge_pmd_locked(), v6.12 (spec 5.10).
     """
     mm = k.vma[vma * _V + VMA_MM]
+    if k.fast is not None:
+        k.fast.split_huge_pmd(mm, place)
+        return
     pmd = k.phys[place]
     nr = 1 << k.pmd_order
     table = pgtable_trans_huge_withdraw(k, mm)
@@ -403,13 +406,12 @@ def copy_huge_pmd(k: Arena, mm: int, source: int, address: int) -> bool:
     """
     Share what a huge entry maps with a child at the same address; False without memory for tables.
 
-    An entry that was split while memory for tables was made is left alone: look at it again.
+    Tables made stay. An entry that was split while memory for them was made is left alone: look at it
+    again.
     """
-    table = pte_alloc_one(k, mm)
-    place = pmd_alloc(k, mm, address) if table else 0
-    if not place:
-        if table:
-            pte_free(k, mm, table)
+    place = pmd_alloc(k, mm, address)
+    table = pte_alloc_one(k, mm) if place else 0
+    if not table:
         return False
     pmd = k.phys[source]
     if not pmd_trans_huge(k, pmd):  # a shrinker that made room split it

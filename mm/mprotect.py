@@ -128,25 +128,29 @@ def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
 
 def change_protection(k: Arena, vma: int) -> None:
     """Give every entry of a VMA the protection that the VMA has now, with one TLB invalidation."""
-    base = vma * _V
     before = k.work[WORK_pte_write]
+    if k.fast is not None:
+        k.fast.change_protection(vma)
+    else:
+        change_entries(k, vma)
+    k.work[WORK_tlbi] += k.work[WORK_pte_write] != before
+
+
+def change_entries(k: Arena, vma: int) -> None:
+    """Give the entries of a VMA its protection, table by table; no VMA ends inside a huge entry."""
+    base = vma * _V
     mm, end = k.vma[base + VMA_MM], k.vma[base + VMA_END]
     stop = k.vma[base + VMA_START]
     while True:
-        if k.fast is not None:
-            stop = k.fast.change_protection(vma, stop)
         address, place = next_pmd(k, mm, stop, end)
         if not place:
-            break
+            return
         stop = pmd_addr_end(k, address, end)
         if pmd_trans_huge(k, k.phys[place]):
-            change_huge_pmd(
-                k, vma, place
-            )  # it lies in the VMA as a whole: VMAs do not end inside one
+            change_huge_pmd(k, vma, place)
         else:
             pte = pte_in_table(k, k.phys[place], address)
             change_pte_range(k, vma, pte, stop - address >> k.page_shift)
-    k.work[WORK_tlbi] += k.work[WORK_pte_write] != before
 
 
 def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:

@@ -103,10 +103,11 @@ def unmap_page_range(k: Arena, vma: int, start: int, end: int, reclaim_pt: bool 
     Args:
         reclaim_pt: free page tables whose whole range was unmapped, too.
     """
+    if k.fast is not None:
+        k.fast.unmap_page_range(vma, start, end, reclaim_pt)
+        return
     mm = k.vma[vma * _V + VMA_MM]
     while True:
-        if k.fast is not None:
-            start = k.fast.unmap_page_range(vma, start, end, reclaim_pt)
         address, place = next_pmd(k, mm, start, end)
         if not place:
             return

@@ -302,6 +302,7 @@ class CoreFastPaths:
             "tlb_reach",
             "copy_page_range",
             "change_protection",
+            "split_huge_pmd",
             "dup_mmap",
             "do_munmap",
             "mmap_region",

@@ -344,12 +344,70 @@ def test_huge_pages_without_python(machine_of, in_python, arch, defconfig, zero)
         m.set("enabled", "always")
         m.set("use_zero_page", zero)
         assert m.mmap(1, BASE - m.page_size, (16 << 20) + 2 * m.page_size) == 0
-        assert m.touch(1, BASE, False) == 0  # Python makes the huge zero folio
-        in_python.clear()
-        assert m.touch_many(accesses(m, [512, 1030], 0), 0, 2) == (2, 0)
+        assert m.touch_many(accesses(m, [0, 512, 1030], 0), 0, 3) == (3, 0)
         assert m.touch_many(accesses(m, [-1, 1600, 2048, 2049, 4096]), 0, 5) == (5, 0)
-        assert len(in_python) == {"y": 0, "n": 7}[fast]
+        assert len(in_python) == {"y": 0, "n": 8}[fast]
+        in_python.clear()
         seen.append((m.digest(), m.events(), m.work(), m.vmstat(), m.refusals(), m.hugepages()))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    ("arch", "defconfig", "zero"),
+    [
+        ("arm64", "anonfolio_basic", "split"),
+        ("arm64", "contpte", "split"),
+        ("arm64", "linux-6.12", "split"),
+        ("arm64", "linux-7.3", "replaced"),
+        ("x86", "linux-7.3", "replaced"),
+        ("riscv", "linux-7.3", "replaced"),
+    ],
+)
+def test_writes_to_read_only_huge_pages_without_python(
+    machine_of, in_python, arch, defconfig, zero
+):
+    seen = []
+    for fast in "yn":
+        sets = ["MEMORY_MB=64", "PHYS_BACKING=y", f"FAST_FAULT={fast}"]
+        sets += NO_COW if defconfig == "contpte" else []
+        m = machine_of(resolve(arch, defconfig, sets=sets))
+        m.spawn(1)
+        m.set("enabled", "always")
+        assert m.mmap(1, BASE, 8 << 20) == 0
+        assert m.touch_many(accesses(m, [3, 512, 1024]), 0, 3) == (3, 0)
+        assert m.touch_many(accesses(m, [1536], 0), 0, 1) == (1, 0)
+        for prot in (VM_READ, 3):  # the rights to an exclusive page come back at once
+            assert m.mprotect(1, BASE, 8 << 20, prot) == 0
+        assert m.touch_many(accesses(m, [0]), 0, 1) == (1, 0)
+        assert m.fork(1, 2) == 0
+        # The child's write splits its entry; the parent takes back what the child gave up.
+        assert m.touch_many(accesses(m, [600, 601], pid=2), 0, 2) == (2, 0)
+        assert m.munmap(2, BASE + (4 << 20), 2 << 20) == 0
+        assert m.touch_many(accesses(m, [1024, 1400, 512, 1540]), 0, 4) == (4, 0)
+        assert len(in_python) == {"y": 0, "n": 11}[fast]
+        in_python.clear()
+        kept = [page.order for page in m.mapped_pages(1, BASE + (6 << 20), BASE + (8 << 20))]
+        assert (kept[4] == 9) == (zero == "replaced")
+        assert m.vmstat()["thp_split_pmd"] == (2 if zero == "replaced" else 3)
+        assert m.vmstat()["pgreuse"] >= 1
+        seen.append((m.digest(), m.events(), m.work(), m.vmstat(), m.hugepages(), m.tlb()))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("defconfig", ["linux-6.12", "linux-7.3"])
+def test_writes_to_huge_pages_until_memory_runs_out(machine_of, defconfig):
+    seen = []
+    for fast in "yn":
+        m = machine_of(resolve("x86", defconfig, sets=["MEMORY_MB=16", f"FAST_FAULT={fast}"]))
+        m.spawn(1)
+        m.set("enabled", "always")
+        assert m.mmap(1, BASE, 64 << 20) == 0
+        assert m.touch_many(accesses(m, range(0, 4096, 512), 0), 0, 8) == (8, 0)
+        assert m.touch_many(accesses(m, range(4096, 5632, 512)), 0, 3) == (3, 0)
+        assert m.fork(1, 2) == 0
+        at, error = m.touch_many(accesses(m, range(6144)), 0, 6144)
+        assert error == VM_FAULT_OOM
+        seen.append((at, m.digest(), m.events(), m.work(), m.vmstat(), m.refusals()))
     assert seen[0] == seen[1]
 
 

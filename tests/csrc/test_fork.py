@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Fork and mprotect in C: they leave what Python leaves, and Python sees only huge entries."""
+"""Fork and mprotect in C: they leave what Python leaves, and Python sees no entry."""
 
 import pytest
 import virtmm.mm.fork
@@ -69,24 +69,31 @@ def test_fork_and_mprotect_leave_what_python_leaves(arch, defconfig, knobs, huge
     assert left[0] == left[1]
 
 
-def test_python_shares_and_protects_no_small_page(machine_of, configure, monkeypatch):
+@pytest.mark.parametrize("huge", [False, True])
+def test_python_shares_and_protects_nothing(machine_of, configure, monkeypatch, huge):
     m = machine_of(configure("arm64-anonfolio-4k"))
-    monkeypatch.setattr(virtmm.mm.fork, "copy_pte_range", None)
-    monkeypatch.setattr(virtmm.mm.mprotect, "change_pte_range", None)
-    fork_and_protect(m, huge=False)
+    for name in ("copy_pte_range", "copy_huge_pmd"):
+        monkeypatch.setattr(virtmm.mm.fork, name, None)
+    for name in ("change_pte_range", "change_huge_pmd"):
+        monkeypatch.setattr(virtmm.mm.mprotect, name, None)
+    fork_and_protect(m, huge)
     for event in ("fork_anon", "mprotect_anon"):
         assert sum(m.events()[event].values()) > 0
 
 
-def test_a_child_that_finds_no_memory_for_a_table_is_not_made(machine_of, configure):
+@pytest.mark.parametrize("huge", [False, True])
+def test_a_child_that_finds_no_memory_for_a_table_is_not_made(machine_of, configure, huge):
     left = []
     for fast in "yn":
-        m = machine_of(configure("arm64-baseline-4k", "MEMORY_MB=16", f"FAST_FAULT={fast}"))
+        m = machine_of(configure("arm64-anonfolio-4k", "MEMORY_MB=16", f"FAST_FAULT={fast}"))
         m.spawn(1)
         assert m.mmap(1, BASE, 1 << 34) == 0
+        if huge:
+            assert m.madvise(1, BASE, 1 << 34, MADV_HUGEPAGE) == 0
         page = 0
         while not m.touch(1, BASE + (page << 21), True):
             page += 1
         assert m.fork(1, 2) != 0
-        left.append(m.digest())
+        left.append((m.digest(), m.vmstat(), m.events(), m.work()))
     assert left[0] == left[1]
+    assert bool(left[0][2]["anon_fault"].get("9")) == huge

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Calls that go over the pages of a whole VMA. What they leave to Python begins at a huge entry, or, for
- * a fork, where there is no memory for a table.
+ * Calls that go over the pages of a whole VMA. What a fork leaves to Python begins where there is no memory
+ * for a table.
  */
 #include "fuzz.h"
+#include "pgtable.h"
 
 /* A VMA of some process's; 0 = it has none. */
 static u64 some_vma(struct vk *k, struct input *in)
@@ -30,24 +31,12 @@ static void expect_none(struct vk *k, u64 mm, u64 address, u64 end)
 	}
 }
 
-static int is_huge(struct vk *k, u64 mm, u64 address)
+/* Unmap, as the owner of a gather does. */
+static void unmap(struct vk *k, u64 vma, u64 start, u64 end, int reclaim)
 {
-	int huge = 0;
-
-	return find_entry(k, mm, address, &huge) && huge;
-}
-
-/* Unmap, as the owner of a gather does; return where the call came to. */
-static u64 unmap(struct vk *k, u64 vma, u64 start, u64 end, int reclaim)
-{
-	u64 mm = vma_word(k, vma, VMA_MM), at;
-
 	k->run[RUN_ROOM] = k->fault[FAULT_GATHER];
-	at = vk_unmap_page_range(k, vma, start, end, reclaim);
-	EXPECT(start <= at && at <= end);
-	EXPECT(at == end || is_huge(k, mm, at));
-	expect_none(k, mm, start, at);
-	return at;
+	vk_unmap_page_range(k, vma, start, end, reclaim);
+	expect_none(k, vma_word(k, vma, VMA_MM), start, end);
 }
 
 static void case_vk_unmap_page_range(struct vk *k, struct input *in)
@@ -72,8 +61,9 @@ static void case_vk_free_pgd_range(struct vk *k, struct input *in)
 	const u64 *starts = k->vma_start + mm * MAX_MAP_COUNT;
 	u64 floor = 0, ceiling = 0, tables;
 
-	if (!vma || unmap(k, vma, start, end, 0) != end)
+	if (!vma)
 		return;
+	unmap(k, vma, start, end, 0);
 	for (u64 i = 0; i < k->mm[mm * MM_RECORD + MM_MAP_COUNT]; i++) {
 		u64 other = k->vma_index[mm * MAX_MAP_COUNT + i];
 
@@ -117,9 +107,9 @@ static void case_vk_copy_page_range(struct vk *k, struct input *in)
 	end = vma_word(k, vma, VMA_END);
 	if (!vma_word(k, vma, VMA_ANON_VMA) || !vma_word(k, new, VMA_ANON_VMA) ||
 	    vma_word(k, new, VMA_START) != start || vma_word(k, new, VMA_END) != end ||
-	    vma_word(k, new, VMA_PGOFF) != vma_word(k, vma, VMA_PGOFF) ||
-	    unmap(k, new, start, end, 0) != end)
+	    vma_word(k, new, VMA_PGOFF) != vma_word(k, vma, VMA_PGOFF))
 		return;
+	unmap(k, new, start, end, 0);
 	at = vk_copy_page_range(k, new, vma, start);
 	EXPECT(start <= at && at <= end);
 	for (; start < at; start += (u64)1 << PAGE_SHIFT) {
@@ -138,12 +128,38 @@ static void case_vk_copy_page_range(struct vk *k, struct input *in)
 
 static void case_vk_change_protection(struct vk *k, struct input *in)
 {
-	u64 vma = some_vma(k, in), at;
+	u64 vma = some_vma(k, in);
 
-	if (!vma)
+	if (vma)
+		vk_change_protection(k, vma);
+}
+
+/* The first huge entry from an address on, if there is one: its table maps what it mapped. */
+static void case_vk_split_huge_pmd(struct vk *k, struct input *in)
+{
+	u64 vma = some_vma(k, in), mm = vma_word(k, vma, VMA_MM);
+	u64 at = vma_word(k, vma, VMA_START), end = vma_word(k, vma, VMA_END), nr = PTRS_PER_PTE;
+	u64 was = 0, *p = NULL;
+	int huge = 0;
+
+	for (at += take(in, 2) << PAGE_SHIFT; at < end; at += (u64)1 << PAGE_SHIFT) {
+		p = find_entry(k, mm, at, &huge);
+		if (p && huge)
+			break;
+	}
+	if (!p || !huge)
 		return;
-	at = vk_change_protection(k, vma, vma_word(k, vma, VMA_START));
-	EXPECT(at == vma_word(k, vma, VMA_END) || is_huge(k, vma_word(k, vma, VMA_MM), at));
+	was = *p;
+	vk_split_huge_pmd(k, mm, (u64)(p - k->phys));
+	at = at >> PMD_SHIFT << PMD_SHIFT;
+	for (u64 i = 0; i < nr; i++) {
+		p = find_entry(k, mm, at + (i << PAGE_SHIFT), &huge);
+		EXPECT(p && !huge);
+		EXPECT(!((*p ^ was) & (PTE_WRITE_MASK | PTE_PRESENT_MASK | PTE_SPECIAL_MASK)));
+		EXPECT(is(was, PTE_SPECIAL_MASK, PTE_SPECIAL_ON)
+			       ? pte_pfn(*p) == k->fault[FAULT_ZERO_PFN]
+			       : pte_pfn(*p) == pte_pfn(was) + i);
+	}
 }
 
 const struct fuzz_case space_cases[] = {
@@ -152,5 +168,6 @@ const struct fuzz_case space_cases[] = {
 	{"vk_tlb_reach", case_vk_tlb_reach},
 	{"vk_copy_page_range", case_vk_copy_page_range},
 	{"vk_change_protection", case_vk_change_protection},
+	{"vk_split_huge_pmd", case_vk_split_huge_pmd},
 	{NULL, NULL},
 };
