@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * The calls that shape an address space, and its end. The reference is mm/mmap.py and mm/fork.py.
- *
- * Python does a call of which a huge entry is in the way. That is found before anything is changed.
- */
+/* The calls that shape an address space, and its end. The reference is mm/mmap.py and mm/fork.py. */
 #include <errno.h>
 
 #include "fault.h"
+#include "huge_memory.h"
 #include "pgtable.h"
 #include "vma.h"
 
-enum { MAP_FIXED = 0x10, MAP_FIXED_NOREPLACE = 0x100000, COUNTER_BATCH = 32 };
+enum { MAP_FIXED = 0x10, MAP_FIXED_NOREPLACE = 0x100000 };
 
 /* The VMAs of a range: slots, counted from the mm's first. */
 struct range {
@@ -38,18 +35,7 @@ static struct range vmas_in(const struct vk *k, u64 mm, u64 start, u64 end)
 	return found;
 }
 
-/* Keep mm's largest resident set, before pages go away; mm/folio.py says why in whole batches. */
-static void update_hiwater_rss(struct vk *k, u64 mm)
-{
-	u64 *m = k->mm + mm * MM_RECORD;
-	u64 rss = m[MM_ANONPAGES] / COUNTER_BATCH + m[MM_FILEPAGES] / COUNTER_BATCH;
-
-	rss *= COUNTER_BATCH;
-	if (rss > m[MM_HIWATER_RSS])
-		m[MM_HIWATER_RSS] = rss;
-}
-
-/* Zap the pages of neighbouring VMAs, without huge entries; free their page tables and them. */
+/* Zap the pages of neighbouring VMAs, free their page tables and the VMAs. */
 static void unmap_region(struct vk *k, u64 mm, struct range r, u64 task)
 {
 	u64 written = k->work[WORK_pte_write];
@@ -57,7 +43,7 @@ static void unmap_region(struct vk *k, u64 mm, struct range r, u64 task)
 	u64 above = r.slot + r.nr;
 	u64 ceiling = above < map_count(k, mm) ? vma_at(k, mm, above)[VMA_START] : 0;
 
-	update_hiwater_rss(k, mm);
+	update_hiwater_rss(k->mm + mm * MM_RECORD);
 	k->run[RUN_ROOM] = k->fault[FAULT_GATHER];
 	for (u64 i = r.slot; i < above; i++) {
 		const u64 *vma = vma_at(k, mm, i);
@@ -74,7 +60,7 @@ static void unmap_region(struct vk *k, u64 mm, struct range r, u64 task)
  * vk_do_munmap - unmap [start, end), which is not empty and whole pages; holes in it are fine
  * @task: the process that calls
  *
- * Return: 0, -ENOMEM, or PYTHON_MUST.
+ * Return: 0 or -ENOMEM.
  */
 int vk_do_munmap(struct vk *k, u64 mm, u64 start, u64 end, u64 task)
 {
@@ -83,8 +69,6 @@ int vk_do_munmap(struct vk *k, u64 mm, u64 start, u64 end, u64 task)
 
 	if (!found.nr)
 		return 0;
-	if (has_huge_pmd(k, mm, start, end))
-		return PYTHON_MUST;
 	vma = vma_at(k, mm, found.slot);
 	if (vma[VMA_START] < start) {
 		if (!split_vma(k, vma, start))
@@ -106,7 +90,7 @@ int vk_do_munmap(struct vk *k, u64 mm, u64 start, u64 end, u64 task)
  * @pgoff: in pages of the file
  * @task: the process that calls
  *
- * Return: 0, -EEXIST, -ENOMEM, or PYTHON_MUST.
+ * Return: 0, -EEXIST or -ENOMEM.
  */
 int vk_mmap_region(struct vk *k, u64 mm, u64 start, u64 end, u64 vm_flags, u64 flags, u64 file,
 		   u64 pgoff, u64 task)
@@ -168,21 +152,15 @@ int vk_do_brk_flags(struct vk *k, u64 mm, u64 start, u64 end, u64 vm_flags)
 /**
  * vk_exit_mmap - unmap everything, and free the page tables and the mm itself
  * @task: the process that leaves it
- *
- * Return: 0 or PYTHON_MUST.
  */
-int vk_exit_mmap(struct vk *k, u64 mm, u64 task)
+void vk_exit_mmap(struct vk *k, u64 mm, u64 task)
 {
 	struct range all = {.nr = map_count(k, mm)};
 	u64 *m = k->mm + mm * MM_RECORD;
 
-	if (all.nr &&
-	    has_huge_pmd(k, mm, vma_at(k, mm, 0)[VMA_START], vma_at(k, mm, all.nr - 1)[VMA_END]))
-		return PYTHON_MUST;
 	k->event[EV_exit_vma * NR_ORDERS] += all.nr;
 	if (all.nr)
 		unmap_region(k, mm, all, task);
 	pte_free(k, mm, m[MM_PGD]);
 	slab_free64(k, SLAB_MM, k->mm, MM_RECORD, mm);
-	return 0;
 }

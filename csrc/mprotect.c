@@ -8,7 +8,10 @@
 #include "pgtable.h"
 #include "vma.h"
 
-enum { PROT_MTE = 0x20 };
+enum {
+	PROT_MTE = 0x20,
+	PYTHON_MUST = 1, /* nothing has changed */
+};
 
 /* How many of nr pages are exclusive as the first, or not, as it is. */
 static u64 exclusive_batch(const struct vk *k, u64 page, u64 nr)
@@ -95,17 +98,17 @@ void vk_change_protection(struct vk *k, u64 vma)
 	}
 }
 
-/* Whether a huge entry lies across address. */
-static int cuts_huge_pmd(struct vk *k, u64 mm, u64 address)
+/**
+ * vk_vma_set_flags - give [start, end) of a VMA that holds it other VM_* flags
+ *
+ * The VMA is split at the edges and merged with its neighbours again; pages follow when the access
+ * rights changed.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int vk_vma_set_flags(struct vk *k, u64 number, u64 start, u64 end, u64 flags)
 {
-	return address >> PMD_SHIFT << PMD_SHIFT != address &&
-	       has_huge_pmd(k, mm, address, address + 1);
-}
-
-/* Give [start, end) of a VMA other flags, which no huge entry hinders; 0 or -ENOMEM. */
-static int vma_set_flags(struct vk *k, u64 *vma, u64 start, u64 end, u64 flags)
-{
-	u64 written = k->work[WORK_pte_write];
+	u64 *vma = vma_record(k, number);
 	u64 old = vma[VMA_FLAGS];
 
 	if (flags == old)
@@ -116,32 +119,14 @@ static int vma_set_flags(struct vk *k, u64 *vma, u64 start, u64 end, u64 flags)
 		return -ENOMEM;
 	vma[VMA_FLAGS] = flags;
 	if ((flags ^ old) & VM_ACCESS_FLAGS) {
+		u64 written = k->work[WORK_pte_write];
+
 		vma[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
 		vk_change_protection(k, vma_number(k, vma));
 		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
 	}
 	vma_merge(k, vma, 0);
 	return 0;
-}
-
-/**
- * vk_vma_set_flags - give [start, end) of a VMA that holds it other VM_* flags
- *
- * The VMA is split at the edges and merged with its neighbours again; pages follow when the access
- * rights changed.
- *
- * Return: 0, -ENOMEM, or PYTHON_MUST.
- */
-int vk_vma_set_flags(struct vk *k, u64 vma, u64 start, u64 end, u64 flags)
-{
-	u64 *v = vma_record(k, vma);
-	u64 mm = v[VMA_MM];
-
-	if ((flags ^ v[VMA_FLAGS]) & VM_ACCESS_FLAGS
-		    ? has_huge_pmd(k, mm, start, end)
-		    : cuts_huge_pmd(k, mm, start) || cuts_huge_pmd(k, mm, end))
-		return PYTHON_MUST;
-	return vma_set_flags(k, v, start, end, flags);
 }
 
 /* The flags of a VMA that gets other PROT_* bits. */
@@ -166,8 +151,6 @@ int vk_do_mprotect(struct vk *k, u64 mm, u64 start, u64 end, u64 prot)
 	const u32 *index = k->vma_index + mm * MAX_MAP_COUNT;
 	const u64 *count = k->mm + mm * MM_RECORD + MM_MAP_COUNT;
 
-	if (has_huge_pmd(k, mm, start, end))
-		return PYTHON_MUST;
 	for (u64 slot = find_slot(k, mm, start); slot < *count; slot++) {
 		const u64 *vma = vma_record(k, index[slot]);
 
@@ -187,7 +170,8 @@ int vk_do_mprotect(struct vk *k, u64 mm, u64 start, u64 end, u64 prot)
 		if (prot & PROT_MTE && k->fault[FAULT_TAGS] && file &&
 		    !k->file[file * FILE_RECORD + FILE_SHMEM])
 			return -EINVAL;
-		if (vma_set_flags(k, vma, start, stop, protected_flags(k, vma[VMA_FLAGS], prot)))
+		if (vk_vma_set_flags(k, vma_number(k, vma), start, stop,
+				     protected_flags(k, vma[VMA_FLAGS], prot)))
 			return -ENOMEM;
 		start = stop;
 	}

@@ -90,19 +90,6 @@ u64 *next_pmd(struct vk *k, u64 mm, u64 *address, u64 end)
 	return NULL;
 }
 
-/** has_huge_pmd - whether a huge entry maps any of [address, end) */
-int has_huge_pmd(struct vk *k, u64 mm, u64 address, u64 end)
-{
-	const u64 *p;
-
-	while (CONFIG_TRANSPARENT_HUGEPAGE && (p = next_pmd(k, mm, &address, end))) {
-		if (pmd_trans_huge(*p))
-			return 1;
-		address = pmd_addr_end(address, end);
-	}
-	return 0;
-}
-
 /** pte_free - free a page table of mm, of any level; its entries must all be none */
 void pte_free(struct vk *k, u64 mm, u64 pfn)
 {

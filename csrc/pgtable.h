@@ -46,7 +46,6 @@ u64 table_alloc(struct vk *k, u64 mm, int depth);
 u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc);
 void pte_free(struct vk *k, u64 mm, u64 pfn);
 u64 *next_pmd(struct vk *k, u64 mm, u64 *address, u64 end);
-int has_huge_pmd(struct vk *k, u64 mm, u64 address, u64 end);
 
 static inline u64 pte_alloc_one(struct vk *k, u64 mm)
 {

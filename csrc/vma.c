@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "fault.h"
+#include "pgtable.h"
 #include "vma.h"
 
 enum { STACK_GUARD_GAP = 256 << PAGE_SHIFT };
@@ -135,8 +136,17 @@ void vma_unlink(struct vk *k, u64 mm, u64 slot, u64 nr, u64 task)
 	*count -= nr;
 }
 
+/* Split the huge entry over address unless it begins there: a VMA is about to end at address. */
+static void split_huge_pmd_address(struct vk *k, u64 mm, u64 address)
+{
+	const u64 *pmd = pmd_offset(k, mm, address, 0);
+
+	if (address >> PMD_SHIFT << PMD_SHIFT != address && pmd && pmd_trans_huge(*pmd))
+		vk_split_huge_pmd(k, mm, (u64)(pmd - k->phys));
+}
+
 /**
- * split_vma - cut a VMA at an address strictly inside it, where no huge entry lies across
+ * split_vma - cut a VMA at an address strictly inside it
  *
  * Return: the new upper part; NULL when there is no room for a VMA.
  */
@@ -153,6 +163,7 @@ u64 *split_vma(struct vk *k, u64 *vma, u64 address)
 		return NULL;
 	new[VMA_ANON_VMA] = vma[VMA_ANON_VMA];
 	anon_vma_clone(k, new, vma);
+	split_huge_pmd_address(k, mm, address);
 	vma[VMA_END] = address;
 	vma_link(k, new);
 	return new;

@@ -12,9 +12,6 @@ enum {
 	SYSCTL_MAX_MAP_COUNT = 65530,
 };
 
-/* What a call may answer beside 0 and negative errnos: nothing has changed, and Python must do it. */
-enum { PYTHON_MUST = 1 };
-
 static inline u64 *vma_record(const struct vk *k, u64 vma)
 {
 	return k->vma + vma * VMA_RECORD;

@@ -83,7 +83,8 @@ def mmput(k: Arena, mm: int) -> None:
 
 def exit_mmap(k: Arena, mm: int) -> None:
     """Unmap everything and free the page tables and the mm itself."""
-    if k.fast is not None and not k.fast.exit_mmap(mm, k.current):
+    if k.fast is not None:
+        k.fast.exit_mmap(mm, k.current)
         return
     first, last = slots(k, mm)
     k.event[EV_exit_vma * NR_ORDERS] += last - first
@@ -133,7 +134,7 @@ def dup_mmap(k: Arena, mm: int, old: int) -> bool:
         vma = k.vma_index[slot]
         slot += 1
         base = vma * _V
-        if fast is not None:
+        if fast is not None:  # there was no memory for a table, which Python asks the shrinkers for
             new = k.vma_index[slots(k, mm)[1] - 1]
             if not copy_page_range(k, new, vma, k.run[RUN_ADDRESS]):
                 return False

@@ -90,9 +90,7 @@ def do_mmap(
         vm_flags |= VM_MTE
     end = address + length
     if k.fast is not None:
-        error = k.fast.mmap_region(mm, address, end, vm_flags, flags, file, pgoff, k.current)
-        if error <= 0:
-            return error
+        return k.fast.mmap_region(mm, address, end, vm_flags, flags, file, pgoff, k.current)
     return mmap_region(k, mm, address, end, vm_flags, flags, file, pgoff)
 
 
@@ -136,9 +134,7 @@ def do_munmap(k: Arena, mm: int, start: int, length: int) -> int:
     if start & ~k.page_mask or not length or end > k.task_size:
         return -EINVAL
     if k.fast is not None:
-        error = k.fast.do_munmap(mm, start, end, k.current)
-        if error <= 0:
-            return error
+        return k.fast.do_munmap(mm, start, end, k.current)
     found = vmas_in(k, mm, start, end)
     if not found:
         return 0

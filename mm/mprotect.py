@@ -108,9 +108,7 @@ def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
     if flags == old:
         return True
     if k.fast is not None:
-        error = k.fast.vma_set_flags(vma, start, end, flags)
-        if error <= 0:
-            return not error
+        return not k.fast.vma_set_flags(vma, start, end, flags)
     if k.vma[base + VMA_START] < start:
         vma = split_vma(k, vma, start)
         if not vma:

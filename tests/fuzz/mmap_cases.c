@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Calls that make, cut, merge and end VMAs. What they leave to Python has a huge entry in the way, and then
- * they have done nothing; a fork stops at one.
- */
+/* Calls that make, cut, merge and end VMAs. */
 #include <errno.h>
 #include <string.h>
 
@@ -62,45 +59,12 @@ static u64 vmas_at(struct vk *k, u64 mm, struct pages p)
 	return nr;
 }
 
-/** struct state - what a call that leaves its work to Python has not touched */
-struct state {
-	u64 mm[MM_RECORD];
-	u64 zone[WORDS_zone];
-	u64 event[WORDS_event];
-	u64 work[WORDS_work];
-};
-
-static void keep(struct vk *k, u64 mm, struct state *s)
-{
-	memcpy(s->mm, k->mm + mm * MM_RECORD, sizeof(s->mm));
-	memcpy(s->zone, k->zone, sizeof(s->zone));
-	memcpy(s->event, k->event, sizeof(s->event));
-	memcpy(s->work, k->work, sizeof(s->work));
-}
-
-static void expect_python(struct vk *k, u64 mm, struct pages p, const struct state *before)
-{
-	static struct state after;
-
-	keep(k, mm, &after);
-	EXPECT(!memcmp(before, &after, sizeof(after)));
-	EXPECT(has_huge_pmd(k, mm, p.start, p.end + 1));
-}
-
 static void case_vk_do_munmap(struct vk *k, struct input *in)
 {
-	static struct state before;
 	u64 task = some_task(in), mm = mm_of(k, task);
 	struct pages p = some_pages(k, in, mm);
-	int error;
 
-	keep(k, mm, &before);
-	error = vk_do_munmap(k, mm, p.start, p.end, task);
-	if (error) {
-		EXPECT(error == PYTHON_MUST);
-		expect_python(k, mm, p, &before);
-		return;
-	}
+	EXPECT(!vk_do_munmap(k, mm, p.start, p.end, task));
 	EXPECT(!vmas_at(k, mm, p));
 	for (u64 address = p.start; address < p.end; address += (u64)1 << PAGE_SHIFT) {
 		int huge;
@@ -120,7 +84,6 @@ static u64 some_flags(struct input *in)
 
 static void case_vk_mmap_region(struct vk *k, struct input *in)
 {
-	static struct state before;
 	u64 task = some_task(in), mm = mm_of(k, task), vm_flags = some_flags(in);
 	u64 flags = below(in, 2) * MAP_FIXED | below(in, 2) * MAP_FIXED_NOREPLACE;
 	u64 file = below(in, k->zone[ZONE_SLAB + SLAB_FILE + 1] + 1), pgoff = 0;
@@ -138,17 +101,12 @@ static void case_vk_mmap_region(struct vk *k, struct input *in)
 			p.end = p.start + ((f[FILE_PAGES] - pgoff) << PAGE_SHIFT);
 	}
 	there = vmas_at(k, mm, p) != 0;
-	keep(k, mm, &before);
 	error = vk_mmap_region(k, mm, p.start, p.end, vm_flags, flags, file, pgoff, task);
 	if (there && flags != MAP_FIXED) {
 		EXPECT(error < 0 && error != -ENOMEM);
 		return;
 	}
-	if (error) {
-		EXPECT(there && error == PYTHON_MUST);
-		expect_python(k, mm, p, &before);
-		return;
-	}
+	EXPECT(!error);
 	EXPECT(vmas_at(k, mm, p) == 1);
 	const u64 *vma = vma_in(k, mm, find_slot(k, mm, p.start));
 
@@ -172,13 +130,11 @@ static void case_vk_do_brk_flags(struct vk *k, struct input *in)
 
 static void case_vk_vma_set_flags(struct vk *k, struct input *in)
 {
-	static struct state before;
 	u64 mm = mm_of(k, some_task(in)), slot = below(in, map_count(k, mm));
 	u64 first = take(in, 2), nr = take(in, 2), flags = below(in, 8);
 	u64 hints = below(in, 4) << VM_HUGEPAGE_SHIFT | (below(in, 2) ? VM_DONTCOPY : 0);
 	u64 *vma = vma_in(k, mm, slot), pages;
 	struct pages p;
-	int error;
 
 	if (!map_count(k, mm))
 		return;
@@ -189,20 +145,13 @@ static void case_vk_vma_set_flags(struct vk *k, struct input *in)
 	flags |= hints | (vma[VMA_FLAGS] & VM_SHARED);
 	if (below(in, 2) && !vma[VMA_FILE])
 		flags |= VM_WIPEONFORK;
-	keep(k, mm, &before);
-	error = vk_vma_set_flags(k, vma_number(k, vma), p.start, p.end, flags);
-	if (error) {
-		EXPECT(error == PYTHON_MUST);
-		expect_python(k, mm, p, &before);
-		return;
-	}
+	EXPECT(!vk_vma_set_flags(k, vma_number(k, vma), p.start, p.end, flags));
 	EXPECT(vmas_at(k, mm, p) == 1);
 	EXPECT(vma_in(k, mm, find_slot(k, mm, p.start))[VMA_FLAGS] == flags);
 }
 
 static void case_vk_do_mprotect(struct vk *k, struct input *in)
 {
-	static struct state before;
 	u64 mm = mm_of(k, some_task(in)), prot = below(in, 8), covered = 0;
 	struct pages p = some_pages(k, in, mm);
 	int error;
@@ -214,12 +163,7 @@ static void case_vk_do_mprotect(struct vk *k, struct input *in)
 
 		covered += low < high ? high - low : 0;
 	}
-	keep(k, mm, &before);
 	error = vk_do_mprotect(k, mm, p.start, p.end, prot);
-	if (error == PYTHON_MUST) {
-		expect_python(k, mm, p, &before);
-		return;
-	}
 	EXPECT(error == (covered < p.end - p.start ? -ENOMEM : 0));
 	for (u64 i = 0; !error && i < map_count(k, mm); i++) {
 		const u64 *vma = vma_in(k, mm, i);
@@ -232,26 +176,22 @@ static void case_vk_do_mprotect(struct vk *k, struct input *in)
 /* Give a process that has an address space for itself an empty one; 0 = it keeps its own. */
 static u64 start_over(struct vk *k, u64 task)
 {
-	u64 old = mm_of(k, task), root, new, error;
+	u64 old = mm_of(k, task), new, root;
 
 	if (k->mm[old * MM_RECORD + MM_USERS] != 1)
 		return 0;
 	new = slab_alloc64(k, SLAB_MM, k->mm, MM_RECORD, MAX_MMS);
 	root = new ? table_alloc(k, new, 0) : 0;
-	if (root) {
-		k->mm[new * MM_RECORD + MM_PGD] = root;
-		error = (u64)vk_exit_mmap(k, old, task);
-		EXPECT(!error || (error == PYTHON_MUST && has_huge_pmd(k, old, 0, TASK_SIZE)));
-		if (!error) {
-			k->mm[new * MM_RECORD + MM_USERS] = 1;
-			k->task[task * TASK_RECORD + TASK_MM] = new;
-			return new;
-		}
-		pte_free(k, new, root);
+	if (!root) {
+		if (new)
+			slab_free64(k, SLAB_MM, k->mm, MM_RECORD, new);
+		return 0;
 	}
-	if (new)
-		slab_free64(k, SLAB_MM, k->mm, MM_RECORD, new);
-	return 0;
+	vk_exit_mmap(k, old, task);
+	k->mm[new * MM_RECORD + MM_PGD] = root;
+	k->mm[new * MM_RECORD + MM_USERS] = 1;
+	k->task[task * TASK_RECORD + TASK_MM] = new;
+	return new;
 }
 
 static void case_vk_exit_mmap(struct vk *k, struct input *in)
