@@ -7,6 +7,7 @@
 
 /* VM_* bits of a VMA, as mm/vm_flags.py has them. */
 enum {
+	VM_READ = 0x1,
 	VM_WRITE = 0x2,
 	VM_EXEC = 0x4,
 	VM_ACCESS_FLAGS = 0x7,

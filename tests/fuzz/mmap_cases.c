@@ -227,9 +227,50 @@ static void case_vk_dup_mmap(struct vk *k, struct input *in)
 	EXPECT(copied == map_count(k, new));
 }
 
+enum { MAX_RUN = 16, MAX_RUN_FILES = 64 };
+
+/* Accesses of processes, and calls among them; what is left to Python is left out. */
+static void case_vk_run_many(struct vk *k, struct input *in)
+{
+	u64 tasks[9] = {0}, files[MAX_RUN_FILES] = {0}, access[2 * MAX_RUN];
+	u64 calls[MAX_RUN * CALL_WORDS], slots = image->nr_tasks, nr = 1 + below(in, MAX_RUN);
+
+	for (u64 i = 0; i < slots; i++)
+		tasks[i] = image->tasks[i];
+	for (u64 i = 1; i < MAX_RUN_FILES && i <= k->zone[ZONE_SLAB + SLAB_FILE + 1]; i++)
+		if (k->file[i * FILE_RECORD + FILE_PAGES] && !k->file[i * FILE_RECORD + FILE_SHMEM])
+			files[i] = i;
+	for (u64 i = 0; i < nr; i++) {
+		u64 slot = below(in, slots), what = below(in, 8), *call = calls + i * CALL_WORDS;
+		struct pages p = some_pages(k, in, mm_of(k, tasks[slot]));
+
+		access[2 * i] = what > CALL_BRK ? p.start : i;
+		access[2 * i + 1] = what > CALL_BRK ? slot << 1 | (what & 1) : slots << 1;
+		call[CALL_WHAT] = what;
+		call[CALL_SLOT] = slot;
+		call[CALL_START] = p.start;
+		call[CALL_LENGTH] = p.end - p.start - take(in, 1);
+		call[CALL_PROT] = below(in, 8);
+		call[CALL_FLAGS] = MAP_FIXED | take(in, 2);
+		call[CALL_FILE] = below(in, MAX_RUN_FILES);
+		call[CALL_PGOFF] = take(in, 1);
+	}
+	for (u64 i = 0; i < nr; i++) {
+		u64 at = vk_run_many(k, tasks, access, calls, slots, files, i, nr);
+
+		EXPECT(i <= at && at <= nr);
+		i = at;
+	}
+}
+
 const struct fuzz_case mmap_cases[] = {
-	{"vk_do_munmap", case_vk_do_munmap},	   {"vk_mmap_region", case_vk_mmap_region},
-	{"vk_do_brk_flags", case_vk_do_brk_flags}, {"vk_vma_set_flags", case_vk_vma_set_flags},
-	{"vk_do_mprotect", case_vk_do_mprotect},   {"vk_exit_mmap", case_vk_exit_mmap},
-	{"vk_dup_mmap", case_vk_dup_mmap},	   {NULL, NULL},
+	{"vk_do_munmap", case_vk_do_munmap},
+	{"vk_mmap_region", case_vk_mmap_region},
+	{"vk_do_brk_flags", case_vk_do_brk_flags},
+	{"vk_vma_set_flags", case_vk_vma_set_flags},
+	{"vk_do_mprotect", case_vk_do_mprotect},
+	{"vk_exit_mmap", case_vk_exit_mmap},
+	{"vk_dup_mmap", case_vk_dup_mmap},
+	{"vk_run_many", case_vk_run_many},
+	{NULL, NULL},
 };
