@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The anon_vma of a VMA's first write fault. The reference is mm/vma.py and mm/rmap.py. */
+/* The anon_vmas that VMAs are linked to. The reference is mm/vma.py and mm/rmap.py. */
 #include "fault.h"
 #include "vma.h"
 
@@ -46,7 +46,7 @@ static void anon_vma_chain_link(struct vk *k, u64 *vma, u32 link, u64 anon_vma)
 	u32 *head = k->anon_vma + anon_vma * ANON_VMA_RECORD + ANON_VMA_AVC;
 	u64 last = vma[VMA_AVC];
 
-	avc[AVC_VMA] = (u32)((u64)(vma - k->vma) / VMA_RECORD);
+	avc[AVC_VMA] = (u32)vma_number(k, vma);
 	avc[AVC_ANON_VMA] = (u32)anon_vma;
 	avc[AVC_NEXT] = *head;
 	if (*head)
@@ -99,4 +99,118 @@ int vma_prepare_anon(struct vk *k, u64 *vma)
 	vma[VMA_ANON_VMA] = anon_vma;
 	k->anon_vma[anon_vma * ANON_VMA_RECORD + ANON_VMA_NUM_ACTIVE]++;
 	return 1;
+}
+
+/* As anon_vma_chain_link(), with a link of its own; 0 = there is none left. */
+static int anon_vma_link(struct vk *k, u64 *vma, u64 anon_vma)
+{
+	u32 link = slab_alloc(k, SLAB_AVC, k->avc, AVC_RECORD, k->fault[FAULT_NR_AVCS]);
+
+	if (link)
+		anon_vma_chain_link(k, vma, link, anon_vma);
+	return link != 0;
+}
+
+/**
+ * anon_vma_clone - link a VMA to every anon_vma that another is linked to
+ *
+ * A forked VMA without an anon_vma of its own takes one that no VMA uses any longer.
+ *
+ * Return: 0 when the table of links is full; those made stay.
+ */
+int anon_vma_clone(struct vk *k, u64 *to, const u64 *source)
+{
+	for (u64 avc = source[VMA_AVC]; avc; avc = k->avc[avc * AVC_RECORD + AVC_NEXT_VMA]) {
+		u64 anon_vma = k->avc[avc * AVC_RECORD + AVC_ANON_VMA];
+		const u32 *a = k->anon_vma + anon_vma * ANON_VMA_RECORD;
+
+		if (!anon_vma_link(k, to, anon_vma))
+			return 0;
+		if (source[VMA_ANON_VMA] && !to[VMA_ANON_VMA] && a[ANON_VMA_NUM_CHILDREN] < 2 &&
+		    !a[ANON_VMA_NUM_ACTIVE])
+			to[VMA_ANON_VMA] = anon_vma;
+	}
+	if (to[VMA_ANON_VMA])
+		k->anon_vma[to[VMA_ANON_VMA] * ANON_VMA_RECORD + ANON_VMA_NUM_ACTIVE]++;
+	return 1;
+}
+
+/**
+ * anon_vma_fork - link a forked VMA to its parent's anon_vmas, and give it one of its own
+ *
+ * Return: 0 when a table is full; what was linked stays.
+ */
+int anon_vma_fork(struct vk *k, u64 *vma, const u64 *parent_vma)
+{
+	u64 parent = parent_vma[VMA_ANON_VMA];
+	u64 new;
+	u32 *a;
+
+	if (!parent)
+		return 1;
+	vma[VMA_ANON_VMA] = 0;
+	if (!anon_vma_clone(k, vma, parent_vma))
+		return 0;
+	if (vma[VMA_ANON_VMA])
+		return 1;
+	new = anon_vma_alloc(k);
+	if (!new || !anon_vma_link(k, vma, new))
+		return 0;
+	a = k->anon_vma + new * ANON_VMA_RECORD;
+	a[ANON_VMA_ROOT] = k->anon_vma[parent * ANON_VMA_RECORD + ANON_VMA_ROOT];
+	a[ANON_VMA_PARENT] = (u32)parent;
+	a[ANON_VMA_NUM_CHILDREN] = 0;
+	a[ANON_VMA_NUM_ACTIVE] = 1;
+	k->anon_vma[parent * ANON_VMA_RECORD + ANON_VMA_NUM_CHILDREN]++;
+	vma[VMA_ANON_VMA] = new;
+	return 1;
+}
+
+/* Take a link out of its anon_vma's list; whether that was the last one. */
+static int anon_vma_unlink(struct vk *k, const u32 *link, u32 *anon_vma)
+{
+	u64 after = link[AVC_NEXT], before = link[AVC_PREV];
+
+	if (before)
+		k->avc[before * AVC_RECORD + AVC_NEXT] = (u32)after;
+	else
+		anon_vma[ANON_VMA_AVC] = (u32)after;
+	if (after)
+		k->avc[after * AVC_RECORD + AVC_PREV] = (u32)before;
+	return !before && !after;
+}
+
+/** unlink_anon_vmas - unlink a VMA that goes away, and free the anon_vmas that nothing is linked to */
+void unlink_anon_vmas(struct vk *k, u64 *vma)
+{
+	u64 own = vma[VMA_ANON_VMA], link = vma[VMA_AVC];
+	u32 unused = 0,
+	    *last = &unused; /* in a list by ANON_VMA_AVC: a child may be behind its parent */
+
+	if (own)
+		k->anon_vma[own * ANON_VMA_RECORD + ANON_VMA_NUM_ACTIVE]--;
+	vma[VMA_ANON_VMA] = 0;
+	vma[VMA_AVC] = 0;
+	while (link) {
+		const u32 *avc = k->avc + link * AVC_RECORD;
+		u32 anon_vma = avc[AVC_ANON_VMA];
+		u32 *a = k->anon_vma + (u64)anon_vma * ANON_VMA_RECORD;
+		u64 following = avc[AVC_NEXT_VMA];
+
+		if (anon_vma_unlink(k, avc, a)) {
+			u64 parent = a[ANON_VMA_PARENT];
+
+			k->anon_vma[parent * ANON_VMA_RECORD + ANON_VMA_NUM_CHILDREN]--;
+			*last = anon_vma;
+			last = a + ANON_VMA_AVC;
+		}
+		slab_free(k, SLAB_AVC, k->avc, AVC_RECORD, link);
+		link = following;
+	}
+	while (unused) {
+		u32 next = k->anon_vma[(u64)unused * ANON_VMA_RECORD + ANON_VMA_AVC];
+
+		slab_free(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD, unused);
+		unused = next;
+	}
 }

@@ -7,12 +7,18 @@
 
 /* VM_* bits of a VMA, as mm/vm_flags.py has them. */
 enum {
+	VM_READ = 0x1,
 	VM_WRITE = 0x2,
 	VM_EXEC = 0x4,
 	VM_ACCESS_FLAGS = 0x7,
 	VM_SHARED = 0x8,
 	VM_GROWSDOWN = 0x100,
 	VM_LOCKED = 0x2000,
+	VM_DONTCOPY = 0x20000,
+	VM_DONTEXPAND = 0x40000,
+	VM_ACCOUNT = 0x100000,
+	VM_NORESERVE = 0x200000,
+	VM_WIPEONFORK = 0x2000000,
 	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
 };
 

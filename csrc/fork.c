@@ -4,10 +4,13 @@
  *
  * Tables that there is no memory for are left to Python, which goes on from that PMD.
  */
+#include <errno.h>
+
 #include "contpte.h"
 #include "fault.h"
 #include "huge_memory.h"
 #include "pgtable.h"
+#include "vma.h"
 
 static int any_writable(const struct vk *k, u64 pte, u64 nr)
 {
@@ -146,4 +149,43 @@ u64 vk_copy_page_range(struct vk *k, u64 new, u64 vma, u64 address)
 		address = stop;
 	}
 	return end;
+}
+
+/**
+ * vk_dup_mmap - copy VMAs into a child's mm, and share their pages with it
+ * @slot: of the first, counted from the parent's first
+ *
+ * VM_DONTCOPY VMAs are left out, VM_WIPEONFORK ones come empty.
+ *
+ * Return: -ENOMEM; the number of VMAs when all is done; the slot of a VMA whose copy is the child's last
+ * one, and whose pages Python must go on with from RUN_ADDRESS.
+ */
+int64_t vk_dup_mmap(struct vk *k, u64 mm, u64 old, u64 slot)
+{
+	u64 nr = k->mm[old * MM_RECORD + MM_MAP_COUNT];
+
+	for (; slot < nr; slot++) {
+		u64 vma = k->vma_index[old * MAX_MAP_COUNT + slot];
+		const u64 *v = vma_record(k, vma);
+		u64 *new;
+
+		if (v[VMA_FLAGS] & VM_DONTCOPY)
+			continue;
+		new = vm_area_alloc(k, mm, v[VMA_START], v[VMA_END], v[VMA_FLAGS] & ~(u64)VM_LOCKED,
+				    v[VMA_PGOFF], v[VMA_FILE]);
+		if (!new)
+			return -ENOMEM;
+		vma_link(k, new);
+		if (v[VMA_ANON_VMA] && !(v[VMA_FLAGS] & VM_WIPEONFORK)) {
+			if (!anon_vma_fork(k, new, v))
+				return -ENOMEM;
+			k->run[RUN_ADDRESS] =
+				vk_copy_page_range(k, vma_number(k, new), vma, v[VMA_START]);
+			if (k->run[RUN_ADDRESS] < v[VMA_END])
+				return (int64_t)slot;
+		}
+		k->event[EV_fork_vma * NR_ORDERS]++;
+		k->event[EV_fork_vma_anon * NR_ORDERS] += v[VMA_ANON_VMA] != 0;
+	}
+	return (int64_t)nr;
 }

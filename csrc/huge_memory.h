@@ -12,6 +12,7 @@ static inline u64 pmd_mkhuge(u64 pte)
 
 /* in huge_pmd.c: */
 void pgtable_trans_huge_deposit(struct vk *k, u64 mm, u64 table);
+void update_hiwater_rss(u64 *mm);
 void zap_huge_pmd(struct vk *k, u64 mm, u64 *pmd);
 int copy_huge_pmd(struct vk *k, u64 mm, u64 *source, u64 address);
 void change_huge_pmd(struct vk *k, const u64 *vma, u64 *pmd);

@@ -114,8 +114,8 @@ void vk_split_huge_pmd(struct vk *k, u64 mm, u64 place)
 	map_ptes(k, first, entry, PTRS_PER_PTE);
 }
 
-/* Keep the largest resident set, as ru_maxrss has it since 6.2; mm/folio.py. */
-static void update_hiwater_rss(u64 *mm)
+/** update_hiwater_rss - keep the largest resident set, as ru_maxrss has it since 6.2; mm/folio.py */
+void update_hiwater_rss(u64 *mm)
 {
 	const u64 whole = ~(u64)31; /* what a processor has not folded in yet is not seen */
 	u64 rss = (mm[MM_ANONPAGES] & whole) + (mm[MM_FILEPAGES] & whole);

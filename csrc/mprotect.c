@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The entries of a VMA that got another protection. The reference is mm/mprotect.py. */
+/* VMAs that get another protection, and the entries of their pages. The reference is mm/mprotect.py. */
+#include <errno.h>
+
 #include "contpte.h"
 #include "fault.h"
 #include "huge_memory.h"
 #include "pgtable.h"
+#include "vma.h"
+
+enum {
+	PROT_MTE = 0x20,
+	PYTHON_MUST = 1, /* nothing has changed */
+};
 
 /* How many of nr pages are exclusive as the first, or not, as it is. */
 static u64 exclusive_batch(const struct vk *k, u64 page, u64 nr)
@@ -114,4 +122,84 @@ void vk_change_protection(struct vk *k, u64 vma)
 					 (stop - address) >> PAGE_SHIFT);
 		address = stop;
 	}
+}
+
+/**
+ * vk_vma_set_flags - give [start, end) of a VMA that holds it other VM_* flags
+ *
+ * The VMA is split at the edges and merged with its neighbours again; pages follow when the access
+ * rights changed.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int vk_vma_set_flags(struct vk *k, u64 number, u64 start, u64 end, u64 flags)
+{
+	u64 *vma = vma_record(k, number);
+	u64 old = vma[VMA_FLAGS];
+
+	if (flags == old)
+		return 0;
+	if (vma[VMA_START] < start)
+		vma = split_vma(k, vma, start);
+	if (!vma || (vma[VMA_END] > end && !split_vma(k, vma, end)))
+		return -ENOMEM;
+	vma[VMA_FLAGS] = flags;
+	if ((flags ^ old) & VM_ACCESS_FLAGS) {
+		u64 written = k->work[WORK_pte_write];
+
+		vma[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
+		vk_change_protection(k, vma_number(k, vma));
+		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
+	}
+	vma_merge(k, vma, 0);
+	return 0;
+}
+
+/* The flags of a VMA that gets other PROT_* bits. */
+static u64 protected_flags(const struct vk *k, u64 flags, u64 prot)
+{
+	flags = (flags & ~(u64)VM_ACCESS_FLAGS) | (prot & VM_ACCESS_FLAGS);
+	if (prot & VM_WRITE && !(flags & (VM_SHARED | VM_NORESERVE)))
+		flags |= VM_ACCOUNT;
+	return prot & PROT_MTE ? flags | k->fault[FAULT_TAGS] : flags;
+}
+
+/**
+ * vk_do_mprotect - give [start, end), whole pages of user space, the PROT_* bits prot
+ *
+ * What lies below a hole is changed before the hole is found. Locked memory is Python's, which faults in
+ * what may be written now.
+ *
+ * Return: 0, -ENOMEM, -EINVAL for tags on a file's memory, or PYTHON_MUST.
+ */
+int vk_do_mprotect(struct vk *k, u64 mm, u64 start, u64 end, u64 prot)
+{
+	const u32 *index = k->vma_index + mm * MAX_MAP_COUNT;
+	const u64 *count = k->mm + mm * MM_RECORD + MM_MAP_COUNT;
+
+	for (u64 slot = find_slot(k, mm, start); slot < *count; slot++) {
+		const u64 *vma = vma_record(k, index[slot]);
+
+		if (vma[VMA_START] >= end)
+			break;
+		if (vma[VMA_FLAGS] & VM_LOCKED)
+			return PYTHON_MUST;
+	}
+	while (start < end) {
+		u64 slot = find_slot(k, mm, start);
+		u64 *vma = vma_record(k, slot < *count ? index[slot] : 0);
+		u64 stop = vma[VMA_END] < end ? vma[VMA_END] : end;
+		u64 file = vma[VMA_FILE];
+
+		if (slot == *count || vma[VMA_START] > start)
+			return -ENOMEM;
+		if (prot & PROT_MTE && k->fault[FAULT_TAGS] && file &&
+		    !k->file[file * FILE_RECORD + FILE_SHMEM])
+			return -EINVAL;
+		if (vk_vma_set_flags(k, vma_number(k, vma), start, stop,
+				     protected_flags(k, vma[VMA_FLAGS], prot)))
+			return -ENOMEM;
+		start = stop;
+	}
+	return 0;
 }

@@ -120,6 +120,44 @@ class FastPaths(Protocol):
     def split_folio(self, folio: int, extra: int) -> int:
         """As split.split_folio()."""
 
+    def dup_mmap(self, mm: int, old: int, slot: int) -> int:
+        """
+        Copy a parent's VMAs from a slot on, counted from its first, and share their pages.
+
+        Returns: -ENOMEM; the number of VMAs; or the slot of one that the child has already, and for
+        whose table at RUN_ADDRESS there is no memory.
+        """
+
+    # These return what their models do. ``task`` is k.current; ranges are whole pages of user space.
+
+    def do_munmap(self, mm: int, start: int, end: int, task: int) -> int:
+        """As mmap.do_munmap()."""
+
+    def mmap_region(
+        self,
+        mm: int,
+        start: int,
+        end: int,
+        vm_flags: int,
+        flags: int,
+        file: int,
+        pgoff: int,
+        task: int,
+    ) -> int:
+        """As mmap.mmap_region()."""
+
+    def do_brk_flags(self, mm: int, start: int, end: int, vm_flags: int) -> int:
+        """As mmap.do_brk_flags()."""
+
+    def exit_mmap(self, mm: int, task: int) -> None:
+        """As fork.exit_mmap()."""
+
+    def vma_set_flags(self, vma: int, start: int, end: int, flags: int) -> int:
+        """As mprotect.vma_set_flags(); 0 or -ENOMEM."""
+
+    def do_mprotect(self, mm: int, start: int, end: int, prot: int) -> int:
+        """As mprotect.do_mprotect(); 1 = nothing has changed, Python must do it: some of it is locked."""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .arena import ANON_VMA_RECORD, AVC_RECORD
+from .arena import ANON_VMA_RECORD, AVC_RECORD, FILE_RECORD, VMA_LOG_RECORD, VMA_RECORD
 from .huge_memory import thp_allowable_orders
 from .layout import (
     FAULT_ANYONE,
@@ -28,9 +28,13 @@ from .layout import (
     FAULT_MAX_PAGE_ORDER,
     FAULT_NR_ANON_VMAS,
     FAULT_NR_AVCS,
+    FAULT_NR_FILES,
     FAULT_NR_PAGES,
+    FAULT_NR_VMA_LOGS,
+    FAULT_NR_VMAS,
     FAULT_PHYS_BACKING,
     FAULT_PMD,
+    FAULT_PROTECTION_MAP,
     FAULT_QUEUE_COUNT,
     FAULT_QUEUE_ORDER,
     FAULT_RMAP_ADD_RANGE,
@@ -41,8 +45,9 @@ from .layout import (
     FAULT_ZAP_FILE,
     FAULT_ZERO_PFN,
 )
+from .pgtable import vm_get_page_prot
 from .policy import wanted_by_anyone
-from .vm_flags import VM_HUGEPAGE, VM_MTE, VM_NOHUGEPAGE
+from .vm_flags import VM_ACCESS_FLAGS, VM_HUGEPAGE, VM_MTE, VM_NOHUGEPAGE, VM_SHARED
 from .zap import tlb_capacity, zap_batch
 
 if TYPE_CHECKING:
@@ -69,6 +74,11 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_LARGE] = k.ladder.large
     fault[FAULT_NR_ANON_VMAS] = len(k.anon_vma) // ANON_VMA_RECORD
     fault[FAULT_NR_AVCS] = len(k.avc) // AVC_RECORD
+    fault[FAULT_NR_VMAS] = len(k.vma) // VMA_RECORD
+    fault[FAULT_NR_FILES] = len(k.file) // FILE_RECORD
+    fault[FAULT_NR_VMA_LOGS] = len(k.vma_log) // VMA_LOG_RECORD
+    for flags in range((VM_ACCESS_FLAGS | VM_SHARED) + 1):
+        fault[FAULT_PROTECTION_MAP + flags] = vm_get_page_prot(k, flags)
     fault[FAULT_ZAP_ANON], fault[FAULT_ZAP_FILE] = zap_batch(k, False), zap_batch(k, True)
     fault[FAULT_GATHER] = tlb_capacity(k)
     fault[FAULT_QUEUE_ORDER] = 0 if config.deferred_split else k.pmd_order

@@ -22,6 +22,7 @@ from .layout import (
     PAGE_HEAD,
     PAGE_ORDER,
     PAGE_REFCOUNT,
+    RUN_ADDRESS,
     SLAB_MM,
     VMA_ANON_VMA,
     VMA_END,
@@ -58,7 +59,7 @@ from .vm_flags import VM_DONTCOPY, VM_LOCKED, VM_WIPEONFORK
 from .vma import slots, vm_area_alloc, vma_link
 
 if TYPE_CHECKING:
-    from .arena import Arena
+    from .arena import Arena, FastPaths
 
 
 def mm_alloc(k: Arena) -> int:
@@ -82,6 +83,9 @@ def mmput(k: Arena, mm: int) -> None:
 
 def exit_mmap(k: Arena, mm: int) -> None:
     """Unmap everything and free the page tables and the mm itself."""
+    if k.fast is not None:
+        k.fast.exit_mmap(mm, k.current)
+        return
     first, last = slots(k, mm)
     k.event[EV_exit_vma * NR_ORDERS] += last - first
     if last > first:
@@ -104,41 +108,66 @@ def dup_mm(k: Arena, old: int) -> int:
     for field in (MM_START_BRK, MM_BRK):
         k.mm[mm * _M + field] = k.mm[old * _M + field]
     k.work[WORK_tlbi] += 1  # the parent's, at the end, whether or not it lost any rights
-    first, last = slots(k, old)
-    for vma in list(k.vma_index[first:last]):
-        base = vma * _V
-        flags = k.vma[base + VMA_FLAGS]
-        if flags & VM_DONTCOPY:
-            continue
-        start, end = k.vma[base + VMA_START], k.vma[base + VMA_END]
-        new = vm_area_alloc(
-            k, mm, start, end, flags & ~VM_LOCKED, k.vma[base + VMA_PGOFF], k.vma[base + VMA_FILE]
-        )
-        if new:
-            vma_link(k, new)
-        if not new or (not flags & VM_WIPEONFORK and not _dup_pages(k, new, vma)):
-            mmput(k, mm)
-            return 0
-        k.event[EV_fork_vma * NR_ORDERS] += 1
-        k.event[EV_fork_vma_anon * NR_ORDERS] += k.vma[base + VMA_ANON_VMA] != 0
+    if not dup_mmap(k, mm, old):
+        mmput(k, mm)
+        return 0
     return mm
 
 
-def _dup_pages(k: Arena, new: int, vma: int) -> bool:
-    if not k.vma[vma * _V + VMA_ANON_VMA]:
+def _fast(k: Arena) -> FastPaths | None:
+    """Return what C does as a whole: it makes tables, and asks no injected failure."""
+    return k.fast if k.inject is None or k.inject.idle() else None
+
+
+def dup_mmap(k: Arena, mm: int, old: int) -> bool:
+    """Copy the VMAs of an mm into a child's, and share their pages; False when memory is short."""
+    first, last = slots(k, old)
+    slot, fast = first, _fast(k)
+    while True:
+        if fast is not None:
+            done = fast.dup_mmap(mm, old, slot - first)
+            if done < 0:
+                return False
+            slot = first + done
+        if slot == last:
+            return True
+        vma = k.vma_index[slot]
+        slot += 1
+        base = vma * _V
+        if fast is not None:  # there was no memory for a table, which Python asks the shrinkers for
+            new = k.vma_index[slots(k, mm)[1] - 1]
+            if not copy_page_range(k, new, vma, k.run[RUN_ADDRESS]):
+                return False
+        elif k.vma[base + VMA_FLAGS] & VM_DONTCOPY:
+            continue
+        elif not _dup_vma(k, mm, vma):
+            return False
+        k.event[EV_fork_vma * NR_ORDERS] += 1
+        k.event[EV_fork_vma_anon * NR_ORDERS] += k.vma[base + VMA_ANON_VMA] != 0
+
+
+def _dup_vma(k: Arena, mm: int, vma: int) -> bool:
+    base = vma * _V
+    start, end, flags = (k.vma[base + field] for field in (VMA_START, VMA_END, VMA_FLAGS))
+    new = vm_area_alloc(
+        k, mm, start, end, flags & ~VM_LOCKED, k.vma[base + VMA_PGOFF], k.vma[base + VMA_FILE]
+    )
+    if not new:
+        return False
+    vma_link(k, new)
+    if flags & VM_WIPEONFORK or not k.vma[base + VMA_ANON_VMA]:
         return True  # only file pages, if any: the child's own faults find them again
-    return anon_vma_fork(k, new, vma) and copy_page_range(k, new, vma)
+    return anon_vma_fork(k, new, vma) and copy_page_range(k, new, vma, start)
 
 
-def copy_page_range(k: Arena, new: int, vma: int) -> bool:
-    """Map in a child's VMA what its parent's maps; False when memory for page tables is short."""
+def copy_page_range(k: Arena, new: int, vma: int, start: int) -> bool:
+    """Map in a child's VMA what its parent's maps from start on; False without memory for tables."""
     mm, parent = k.vma[new * _V + VMA_MM], k.vma[vma * _V + VMA_MM]
     end = k.vma[vma * _V + VMA_END]
-    stop = k.vma[vma * _V + VMA_START]
-    idle = k.inject is None or k.inject.idle()  # C makes tables and asks no injected failure
+    stop, fast = start, _fast(k)
     while True:
-        if k.fast is not None and idle:
-            stop = k.fast.copy_page_range(new, vma, stop)
+        if fast is not None:
+            stop = fast.copy_page_range(new, vma, stop)
         address, place = next_pmd(k, parent, stop, end)
         if not place:
             return True

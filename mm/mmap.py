@@ -85,26 +85,36 @@ def do_mmap(
         return -EINVAL if not length or address & ~k.page_mask else -ENOMEM
     if prot & PROT_MTE and k.arch.gfp_zerotags and file:
         return -EINVAL  # memory with tags is anonymous
-    if vmas_in(k, mm, address, address + length):
+    vm_flags = calc_vm_flags(prot, flags)
+    if prot & PROT_MTE and k.arch.gfp_zerotags:
+        vm_flags |= VM_MTE
+    end = address + length
+    if k.fast is not None:
+        return k.fast.mmap_region(mm, address, end, vm_flags, flags, file, pgoff, k.current)
+    return mmap_region(k, mm, address, end, vm_flags, flags, file, pgoff)
+
+
+def mmap_region(
+    k: Arena, mm: int, start: int, end: int, vm_flags: int, flags: int, file: int, pgoff: int
+) -> int:
+    """Map [start, end) with these VM_* flags, as do_mmap() says of the MAP_* flags; 0 or a negative errno."""
+    if vmas_in(k, mm, start, end):
         if not flags & MAP_FIXED or flags & MAP_FIXED_NOREPLACE:
             return -EEXIST
-        error = do_munmap(k, mm, address, length)
+        error = do_munmap(k, mm, start, end - start)
         if error:
             return error
     if k.mm[mm * _M + MM_MAP_COUNT] >= SYSCTL_MAX_MAP_COUNT:
         return -ENOMEM
-    vm_flags = calc_vm_flags(prot, flags)
-    if prot & PROT_MTE and k.arch.gfp_zerotags:
-        vm_flags |= VM_MTE
     if not file:
         if vm_flags & VM_SHARED:
-            file = filemap.shmem_file_setup(k, length >> k.page_shift)
+            file = filemap.shmem_file_setup(k, end - start >> k.page_shift)
             if not file:
                 return -ENOMEM
             pgoff = 0
         else:
-            pgoff = address >> k.page_shift
-    vma = vm_area_alloc(k, mm, address, address + length, vm_flags, pgoff, file)
+            pgoff = start >> k.page_shift
+    vma = vm_area_alloc(k, mm, start, end, vm_flags, pgoff, file)
     if not vma:
         return -ENOMEM
     vma_link(k, vma)
@@ -123,6 +133,8 @@ def do_munmap(k: Arena, mm: int, start: int, length: int) -> int:
     end = start + length
     if start & ~k.page_mask or not length or end > k.task_size:
         return -EINVAL
+    if k.fast is not None:
+        return k.fast.do_munmap(mm, start, end, k.current)
     found = vmas_in(k, mm, start, end)
     if not found:
         return 0
@@ -187,11 +199,15 @@ def do_brk_flags(k: Arena, mm: int, address: int, length: int, prot: int) -> int
     It extends the mapping below if that is the heap, and merges with nothing else: since 6.1 not
     with the program's bss, that ends where the heap begins, and not with what is above.
     """
-    if address + length > k.task_size or vmas_in(k, mm, address, address + length):
+    if address + length > k.task_size:
+        return -ENOMEM
+    flags = calc_vm_flags(prot, 0)
+    if k.fast is not None:
+        return k.fast.do_brk_flags(mm, address, address + length, flags)
+    if vmas_in(k, mm, address, address + length):
         return -ENOMEM
     if k.mm[mm * _M + MM_MAP_COUNT] >= SYSCTL_MAX_MAP_COUNT:
         return -ENOMEM
-    flags = calc_vm_flags(prot, 0)
     pgoff = address >> k.page_shift
     vma = vm_area_alloc(k, mm, address, address + length, flags, pgoff, 0)
     if not vma:

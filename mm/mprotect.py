@@ -67,6 +67,10 @@ def do_mprotect(k: Arena, mm: int, start: int, length: int, prot: int) -> int:
     if start & ~k.page_mask:
         return -EINVAL
     at, end = start, start + length
+    if k.fast is not None and end <= k.task_size:
+        error = k.fast.do_mprotect(mm, at, end, prot)
+        if error <= 0:
+            return error
     while at < end:
         vma = vma_lookup(k, mm, at)
         if not vma:
@@ -103,6 +107,8 @@ def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
     old = k.vma[base + VMA_FLAGS]
     if flags == old:
         return True
+    if k.fast is not None:
+        return not k.fast.vma_set_flags(vma, start, end, flags)
     if k.vma[base + VMA_START] < start:
         vma = split_vma(k, vma, start)
         if not vma:

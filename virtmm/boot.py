@@ -304,6 +304,13 @@ class CoreFastPaths:
             "change_protection",
             "split_huge_pmd",
             "split_folio",
+            "dup_mmap",
+            "do_munmap",
+            "mmap_region",
+            "do_brk_flags",
+            "exit_mmap",
+            "vma_set_flags",
+            "do_mprotect",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 
@@ -321,21 +328,23 @@ class FastFault:
         self.touch = functools.partial(core.lib.vk_touch, booted.vk)
         self._ffi, self._lib, self._vk = core.ffi, core.lib, booted.vk
 
-    def _pointers(self, accesses: Accesses) -> tuple[Any, Any, Any]:
+    def _pointers(self, accesses: Accesses) -> tuple[Any, ...]:
         if accesses.pointers is None:
-            arrays = accesses.words, accesses.tasks, accesses.layouts
-            words, tasks, layouts = (self._ffi.from_buffer("uint64_t[]", a) for a in arrays)
-            accesses.pointers = words, tasks, layouts
+            a = accesses
+            arrays = a.words, a.tasks, a.layouts, a.calls, a.files
+            accesses.pointers = tuple(self._ffi.from_buffer("uint64_t[]", x) for x in arrays)
         return accesses.pointers
 
     def touch_many(self, accesses: Accesses, first: int, end: int) -> int:
-        """Do accesses from ``first`` on; return the first that Python must do, or ``end``."""
-        words, tasks, _ = self._pointers(accesses)
-        return cast("int", self._lib.vk_touch_many(self._vk, tasks, words, first, end))
+        """Do accesses and calls from ``first`` on; return the first that Python must do, or ``end``."""
+        words, tasks, _, calls, files = self._pointers(accesses)
+        slot = accesses.slots
+        done = self._lib.vk_run_many(self._vk, tasks, words, calls, slot, files, first, end)
+        return cast("int", done)
 
     def move_many(self, accesses: Accesses, first: int, end: int) -> int:
         """Move accesses from ``first`` on; return the first that no layout has, or ``end``."""
-        words, _, layouts = self._pointers(accesses)
+        words, _, layouts, *_ = self._pointers(accesses)
         return cast("int", self._lib.vk_move_many(layouts, words, first, end))
 
 

@@ -318,6 +318,8 @@ class Machine:
         """
         Read or write a byte each, as touch() does, until an access cannot happen or is not to be done.
 
+        Memory calls among them are made where C serves them, and fails none; any other is not to be done.
+
         Args:
             first: access to begin with; end: the one behind the last.
 
@@ -343,7 +345,7 @@ class Machine:
                 return at, error
             at += 1
         if end > first:
-            k.current = tasks[words[2 * end - 1] >> 1]
+            k.current = accesses.task(end - 1)
         return end, 0
 
     def move_many(self, accesses: Accesses, first: int, end: int) -> int:

@@ -440,7 +440,7 @@ def test_c_knows_the_bits_of_a_vma_as_python_does():
     bits = dict(re.findall(r"^\t(VM_\w+) = (\w+),", text, re.M))
     assert 1 << int(bits.pop("VM_HUGEPAGE_SHIFT")) == vm_flags.VM_HUGEPAGE
     assert vm_flags.VM_HUGEPAGE << 1 == vm_flags.VM_NOHUGEPAGE
-    assert len(bits) == 6
+    assert len(bits) == 12
     assert {name: int(bit, 16) for name, bit in bits.items()} == {
         name: getattr(vm_flags, name) for name in bits
     }

@@ -11,6 +11,7 @@
 enum {
 	MAX_MMS = 16,
 	MAX_ANON_VMAS = 1024,
+	MAX_FILES = 1024,
 	HUGE_DEPTH = PGTABLE_LEVELS - 2,
 	AVC_RECORD = 8,
 	ANON_VMA_RECORD = 8,
@@ -27,6 +28,7 @@ static u32 owned[MAX_MMS][NR_PAGES];
 
 /* Of each anon_vma: VMAs linked to it, those whose own it is, and anon_vmas forked from it. */
 static u32 links[MAX_ANON_VMAS], active[MAX_ANON_VMAS], children[MAX_ANON_VMAS];
+static u32 mappers[MAX_FILES]; /* VMAs of a file */
 
 /** struct census - what the address spaces were found to have, together, and the one being looked at */
 struct census {
@@ -121,6 +123,8 @@ static void check_vmas(struct vk *k, u64 mm, struct census *all)
 		EXPECT(!((vma[VMA_START] | vma[VMA_END]) & (((u64)1 << PAGE_SHIFT) - 1)));
 		EXPECT(vma[VMA_END] <= TASK_SIZE);
 		end = vma[VMA_END];
+		EXPECT(vma[VMA_FILE] < MAX_FILES);
+		mappers[vma[VMA_FILE]]++;
 		all->vmas++;
 		all->links += check_links(k, number);
 	}
@@ -280,6 +284,7 @@ static void check_cache(struct vk *k)
 	for (u64 file = 1; file <= k->zone[ZONE_SLAB + SLAB_FILE + 1]; file++) {
 		const u64 *record = k->file + file * FILE_RECORD;
 
+		EXPECT(record[FILE_VMAS] == mappers[file]);
 		for (u64 i = 0; i < record[FILE_CAPACITY]; i++) {
 			u32 page = k->page_cache[record[FILE_CACHE] + i];
 			u32 folio = page_record(k, page)[PAGE_HEAD];
@@ -434,6 +439,7 @@ void check_arena(struct vk *k)
 	memset(mapped, 0, frontier * sizeof(*mapped));
 	memset(entire, 0, frontier * sizeof(*entire));
 	memset(seen, 0, frontier);
+	memset(mappers, 0, sizeof(mappers));
 	memset(links, 0, sizeof(links));
 	memset(active, 0, sizeof(active));
 	memset(children, 0, sizeof(children));

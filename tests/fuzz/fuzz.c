@@ -16,7 +16,8 @@
 
 enum { MAX_CALLS = 400, MAX_CASES = 64 };
 
-static const struct fuzz_case *const groups[] = {pte_cases, page_cases, program_cases, space_cases};
+static const struct fuzz_case *const groups[] = {pte_cases, page_cases, program_cases, space_cases,
+						 mmap_cases};
 static const struct fuzz_case *cases[MAX_CASES];
 static unsigned nr_cases;
 static struct vk arenas[NR_IMAGES];

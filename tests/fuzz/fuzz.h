@@ -61,5 +61,6 @@ extern const struct fuzz_case pte_cases[];
 extern const struct fuzz_case page_cases[];
 extern const struct fuzz_case program_cases[];
 extern const struct fuzz_case space_cases[];
+extern const struct fuzz_case mmap_cases[];
 
 #endif

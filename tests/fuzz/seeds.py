@@ -15,11 +15,11 @@ _BATCH, _BATCHES, _SEEDS = 64, 12, 16
 
 def case_names():
     """Return the names of the cases in the order in which fuzz.c numbers them."""
-    order = re.search(r"groups\[\] = \{(.*?)\}", (HERE / "fuzz.c").read_text())[1]
+    order = re.search(r"groups\[\] = \{(.*?)\}", (HERE / "fuzz.c").read_text(), re.S)[1]
     return [
         name
         for group in re.findall(r"\w+", order)
-        for name in re.findall(r'^\t\{"(\w+)", ', (HERE / f"{group}.c").read_text(), re.M)
+        for name in re.findall(r'\{"(\w+)", case_', (HERE / f"{group}.c").read_text())
     ]
 
 

@@ -481,6 +481,7 @@ def test_what_is_gone_is_known_by_its_program(lab):
 def test_a_full_log_keeps_the_sum(lab):
     m = lab("anonfolio_basic", knobs=("enabled=never",))
     m.k.vma_log = m.k.vma_log[: 16 * 3]  # records 0 to 2
+    m.k.fault[layout.FAULT_NR_VMA_LOGS] = 3
     for page in (0, 16, 32, 48):
         m.map(page, page + 3)
         m.write(page)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from virtmm.tools.replay.accesses import Faults
+from virtmm.tools.replay.accesses import PROT, Events, at_its_address
 from virtmm.tools.replay.executables import executables
 from virtmm.tools.replay.figures import figures, identity, out_of_memory
 from virtmm.tools.replay.relayout import AddressSpace, AddressSpaceError
@@ -22,7 +21,6 @@ from virtmm.tools.trace.schema import (
     KIND_BRK,
     KIND_EXEC,
     KIND_EXIT,
-    KIND_FAULT,
     KIND_FORK,
     KIND_MADVISE,
     KIND_MMAP,
@@ -46,11 +44,8 @@ if TYPE_CHECKING:
     from virtmm.kconfig import ResolvedConfig
     from virtmm.policy import Policy
 
-#: Of the recorded protection: read, write, execute, and arm64's memory tags (PROT_MTE).
-_PROT = 0x27
 _MAP_FIXED = 0x10
 _MAP_GROWSDOWN = 0x100
-_MAP_FIXED_NOREPLACE = 0x100000
 #: A fault so near below the stack that exec mapped is on the stack.
 _STACK_GROWS = 8 << 20
 #: Advice that takes memory away, so that it must not reach beyond what it was given for:
@@ -89,7 +84,7 @@ class Replay:
     _stacks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     _starting: dict[int, int] = field(default_factory=dict)  # exec still maps: the last object
     _files: dict[int, int] = field(default_factory=dict)
-    _faults: Faults = field(init=False)  # of the batch
+    _events: Events = field(init=False)  # of the batch
 
     def __post_init__(self) -> None:
         """Choose between replaying addresses as they are and laying them out anew."""
@@ -125,23 +120,19 @@ class Replay:
             OutOfMemoryError: the machine has none left; ``row`` is the event.
         """
         done = 0
+        page = 0 if self.relayout else self.machine.page_size
         for batch in self.reader.batches():
-            self._faults = Faults(batch, done)
-            for pid in self._faults.pids:
+            self._events = Events(batch, done, page, len(self.reader.files))
+            for index, file in self._files.items():
+                self._events.accesses.files[index] = file
+            for pid in self._events.pids:
                 self._attend(pid)
-            calls = np.flatnonzero(batch.columns["kind"] != KIND_FAULT)
-            at = 0
-            # Before the n-th call there are as many faults as rows, less n.
-            for n, (row, event) in enumerate(zip(calls.tolist(), batch[calls].rows(), strict=True)):
-                at = self._touch(at, row - n)
-                self._call(done + row, event)
-            self._touch(at, len(self._faults))
+            self._replay()
             done += len(batch)
             progress(done)
 
-    def _call(self, row: int, event: Row) -> None:
+    def _call(self, event: Row) -> None:
         pid, kind = event[1], event[3]
-        self.row = row
         if kind != KIND_EXEC:
             self._check_known(pid)
         try:
@@ -163,28 +154,30 @@ class Replay:
         special = pid in self._starting or pid in self._stacks
         task = 0 if special else self.machine.task_record(pid)
         space = self.spaces.get(pid) if task else None
-        self._faults.attend(pid, task, space.pieces.moved.where if space else 0)
+        self._events.attend(pid, task, space.pieces.moved.where if space else 0)
 
-    def _touch(self, at: int, end: int) -> int:
-        """Replay some faults of the batch, from ``at`` on, as many together as can be; return ``end``."""
-        machine, faults = self.machine, self._faults
+    def _replay(self) -> None:
+        """Replay the events of the batch, as many together as can be."""
+        machine, events = self.machine, self._events
+        at, end = 0, len(events)
         moved = at if self.relayout else end
         while at < end:
             error = 0
             if machine.fast:
                 if moved == at:
-                    moved = machine.move_many(faults.accesses, at, end)
-                at, error = machine.touch_many(faults.accesses, at, moved)
+                    moved = machine.move_many(events.accesses, at, end)
+                at, error = machine.touch_many(events.accesses, at, moved)
                 if at == end:
                     break
-            self.row = faults.row(at)
+            self.row = events.row(at)
             if error:
                 self._fault_error(error)
+            elif call := events.call(at):
+                self._call(call)
             else:
-                self._touch_one(*faults[at])
+                self._touch_one(*events[at])
             at += 1
             moved = max(moved, at)
-        return end
 
     def _touch_one(self, pid: int, address: int, write: bool, kernel: bool) -> None:
         """Replay a fault of a process that needs to be looked at, of ``row``."""
@@ -233,6 +226,7 @@ class Replay:
         if index not in self._files:
             file = self.reader.files[index]
             self._files[index] = self.machine.open(file.inode, file.size)
+            self._events.accesses.files[index] = self._files[index]
         return self._files[index]
 
     def _fill_stack(self, pid: int, address: int | None = None) -> None:
@@ -283,18 +277,17 @@ class Replay:
                 start,
                 length,
                 offset if file else 0,
-                prot & _PROT,
+                prot & PROT,
                 grows=bool(flags & _MAP_GROWSDOWN),
                 part_of=self._object(pid, file),
             )
             self._make(pid, calls)
-        flags = flags & ~_MAP_FIXED_NOREPLACE | _MAP_FIXED
         error = self.machine.mmap(
             pid,
             start,
             length,
-            prot & _PROT,
-            flags,
+            prot & PROT,
+            at_its_address(flags),
             self._file(file),
             offset // page,
             by_exec=pid in self._starting,
@@ -321,7 +314,7 @@ class Replay:
             self._check(self.machine.munmap(pid, start, length))
 
     def _mprotect(self, event: Row) -> None:
-        pid, start, length, prot = event[1], event[4], event[5], event[8] & _PROT
+        pid, start, length, prot = event[1], event[4], event[5], event[8] & PROT
         if self.relayout:
             self._make(pid, self.spaces[pid].mprotect(start, length, prot))
         else:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from virtmm.tools.trace.schema import TYPES
 
@@ -48,6 +48,12 @@ class Batch:
             {name: column[which] for name, column in self.columns.items()},
             None if files is None else files[which],
         )
+
+    def row(self, i: int) -> Row:
+        """Return one of the rows as a tuple."""
+        values = [self.columns[name].item(i) for name in _NUMBERS]
+        values.insert(_FILE, 0 if self.files is None else self.files.item(i))
+        return cast("Row", tuple(values))
 
     def rows(self) -> list[Row]:
         """Return the rows as tuples; a column that is 0 throughout costs next to nothing."""

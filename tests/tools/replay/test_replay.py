@@ -482,6 +482,90 @@ def test_together_or_one_by_one_is_the_same(write_trace, kernel, monkeypatch):
     assert seen == [seen[0]] * 4
 
 
+@pytest.mark.parametrize("kernel", ["baseline_4k", "anonfolio_basic", "contpte"])
+def test_calls_in_c_change_nothing(write_trace, kernel, monkeypatch):
+    """Calls of every kind, that succeed and that fail, between faults of two processes, in any batches."""
+    lib = File("/usr/lib/lib.so", 12, 256 * K)
+    heap = 0x400000
+    path = write_trace(
+        exec_(),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
+        fault(STACK),
+        mmap(A, 100 * K),
+        mmap(A + 100 * K, 60 * K),  # as one with it
+        mmap(A + 160 * K, 64 * K, READ | 4, 2, file=lib),
+        fault(A + 160 * K, READ),
+        mmap(A + 224 * K, 64 * K, RW, 2, file=lib, offset=8 * K),
+        mmap(A + 288 * K, 64 * K, RW, 1, file=lib, offset=512 * K),  # behind its end
+        mmap(A + 352 * K, 32 * K, RW, ANON | 1),
+        *faults(A, 384 * K),
+        call("brk", heap, 100 * K),
+        *faults(heap, 100 * K),
+        call("brk", heap, 30 * K + 5),
+        call("brk", heap, 0),
+        call("brk", heap, 9 * K),
+        fork(2),
+        mmap(A + 64 * K, 32 * K, pid=2),  # in the place of what is there
+        *faults(A + 60 * K, 40 * K, pid=2),
+        mmap(A + 400 * K, 64 * K, RW, ANON | 0x8000, pid=2),  # MAP_POPULATE
+        mmap(A + 464 * K, 64 * K, RW, ANON | 0x2000),  # MAP_LOCKED
+        call("mprotect", A + 464 * K, 16 * K, prot=READ),
+        call("mprotect", A + 464 * K, 16 * K, prot=RW),
+        mmap(A + 528 * K, 16 * K, 0, ANON | 0x4000),  # MAP_NORESERVE
+        call("mprotect", A + 528 * K, 8 * K, prot=RW),
+        call("mprotect", A + 20 * K, 200 * K, pid=2, prot=READ),
+        call("mprotect", A + 900 * K, 8 * K, prot=READ),  # nothing is there
+        *faults(A, 100 * K, pid=2),
+        call("munmap", A + 40 * K, 280 * K),
+        call("munmap", A + 40 * K, 8 * K),
+        call("brk", A + 900 * K, 64 * K, pid=2),
+        call("brk", A - 32 * K, 64 * K, pid=2),  # into something
+        *faults(A, 400 * K),
+        exit_(2),
+        *faults(A + 320 * K, 64 * K),
+    )  # fmt: skip
+    seen = []
+    for fast, rows in (("y", 65536), ("n", 65536), ("y", 5), ("n", 1)):
+        monkeypatch.setattr(trace_format, "BATCH_ROWS", rows)
+        config = resolve("arm64", kernel, sets=["MEMORY_MB=64", f"FAST_FAULT={fast}"])
+        with TraceReader(path) as reader, Machine(config) as machine:
+            run = Replay(machine, reader)
+            run.run()
+            seen.append((run.segv, run.refused, machine.digest(), machine.events(), machine.work()))
+    assert seen[0][1] > 0
+    assert seen == [seen[0]] * 4
+
+
+def test_python_makes_only_the_calls_that_c_cannot(write_trace, monkeypatch):
+    made = []
+    for name in ("mmap", "munmap", "mprotect", "brk"):
+        real = getattr(Machine, name)
+
+        def spy(self, pid, address, *args, real=real, name=name, **options):
+            made.append((name, address))
+            return real(self, pid, address, *args, **options)
+
+        monkeypatch.setattr(Machine, name, spy)
+    path = write_trace(
+        exec_(),
+        mmap(STACK, 132 * K, RW, ANON | GROWSDOWN),
+        fault(STACK + 128 * K),
+        mmap(A, 64 * K),
+        *faults(A, 64 * K),
+        call("mprotect", A, 8 * K, prot=READ),
+        call("munmap", A + 16 * K, 8 * K),
+        call("brk", 0x400000, 8 * K),
+        mmap(A + 128 * K, 64 * K, READ, 2, file=PROG),  # not open yet
+        mmap(A + 256 * K, 64 * K, READ, 2, file=PROG),
+    )
+    with TraceReader(path) as reader, Machine(resolve("arm64", "baseline_4k")) as machine:
+        Replay(machine, reader).run()
+        events = machine.events()
+    assert [at for name, at in made if at < STACK] == [A + 128 * K]
+    counts = {"mmap": 1, "mmap_file": 2, "munmap": 1, "mprotect": 1, "brk": 1}
+    assert counts.items() <= events.items(), "those of C too"
+
+
 def test_memory_tags_of_a_recording(write_trace):
     """PROT_MTE (0x20) of mmap and of mprotect, with addresses as recorded and laid out anew."""
     path = write_trace(
