@@ -10,7 +10,8 @@ void unfold(struct vk *k, u64 pte);
 void unfold_edges(struct vk *k, u64 pte, u64 nr);
 void read_blocks(struct vk *k, u64 pte, u64 nr);
 void read_pte(struct vk *k, u64 pte);
-void ptep_clear_flush(struct vk *k, u64 pte);
+void clear_ptes_range(struct vk *k, u64 pte, u64 nr);
 void set_access_flags(struct vk *k, u64 pte, u64 entry);
+void set_access_flags_range(struct vk *k, u64 pte, u64 nr);
 
 #endif

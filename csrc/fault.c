@@ -91,6 +91,23 @@ static int suitable_order(const u64 *vma, u64 address, unsigned order)
 	return vma[VMA_START] <= low && low + size <= vma[VMA_END];
 }
 
+/*
+ * How many entries a new folio may take the place of, before the first that it may not: empty ones, and
+ * with ANON_COW_ZERO zero pages, where the fault is a write to one.
+ */
+static u64 check_ptes_free(struct vk *k, const struct fault *f, u64 pte, u64 nr)
+{
+	u64 free = check_ptes_none(k, pte, nr);
+
+	if (!CONFIG_ANON_COW_ZERO || !is(k->phys[f->pte], PTE_SPECIAL_MASK, PTE_SPECIAL_ON))
+		return free;
+	while (free < nr && is(k->phys[pte + free], PTE_SPECIAL_MASK, PTE_SPECIAL_ON)) {
+		free++;
+		free += check_ptes_none(k, pte + free, nr - free);
+	}
+	return free;
+}
+
 /* Those of a mask of orders whose block lies in the VMA and is free, as in mm/large_anon_folio.py. */
 static u64 calc_anon_folio_orders_alloc(struct vk *k, struct fault *f, u64 orders)
 {
@@ -110,7 +127,7 @@ static u64 calc_anon_folio_orders_alloc(struct vk *k, struct fault *f, u64 order
 			if (met && first + nr <= first_set)
 				break;
 			if (!met || first > first_set) {
-				u64 free = check_ptes_none(k, f->pte - index + first, nr);
+				u64 free = check_ptes_free(k, f, f->pte - index + first, nr);
 
 				if (free == nr)
 					break;
@@ -196,7 +213,13 @@ void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order, int work
 	k->work[work] += nr;
 }
 
-static int do_anonymous_write(struct vk *k, struct fault *f)
+/**
+ * do_anonymous_write - serve a write to memory that holds only zeroes by a new folio
+ * @event: what counts it by order
+ *
+ * Return: 0 = Python must.
+ */
+int do_anonymous_write(struct vk *k, struct fault *f, int event)
 {
 	unsigned hint = f->vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
 	u64 wanted = k->fault[FAULT_WANTED + hint];
@@ -218,10 +241,13 @@ static int do_anonymous_write(struct vk *k, struct fault *f)
 			clear_pages(k, folio, nr);
 	}
 	count_refused(k, f, order, wanted | k->fault[FAULT_PMD + hint]);
-
+	if (k->phys[f->pte]) {
+		read_pte(k, f->pte);
+		clear_ptes_range(k, f->pte - index, nr);
+	}
 	map_new_folio(k, f, folio, order);
 	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + order]++;
-	k->event[EV_anon_fault * NR_ORDERS + order]++;
+	k->event[event * NR_ORDERS + order]++;
 	return 1;
 }
 
@@ -272,7 +298,7 @@ static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *
 	f->pte = (u64)(w->table - k->phys) + pte_index(f->address);
 	if (f->vma[VMA_FILE])
 		return do_fault(k, f, write);
-	return write ? do_anonymous_write(k, f) : do_anonymous_read(k, f);
+	return write ? do_anonymous_write(k, f, EV_anon_fault) : do_anonymous_read(k, f);
 }
 
 /* Serve a fault on an entry that is none, or a table that is missing; 0 = Python must. */
@@ -309,12 +335,13 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, const u64 *place)
 {
 	u64 *vma = vma_lookup(k, w, w->mm, address);
-	struct fault f = {.vma = vma, .mm = w->mm, .task = task, .address = address};
+	struct fault f;
 
 	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE)
 		return 0;
 	if (!w->table || place != w->table + pte_index(address))
 		return 0; /* a huge entry */
+	fault_init(&f, vma, w->mm, task, address);
 	f.pte = (u64)(place - k->phys);
 	if (!do_wp_page(k, &f))
 		return 0;

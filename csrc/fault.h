@@ -53,6 +53,7 @@ static inline u64 pte_mkwritten(u64 pte)
 }
 
 /* in fault.c: */
+int do_anonymous_write(struct vk *k, struct fault *f, int event);
 void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order);
 void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order, int work);
 
@@ -63,6 +64,6 @@ int do_fault(struct vk *k, const struct fault *f, int write);
 int do_huge_pmd_anonymous_page(struct vk *k, const struct fault *f, u64 *pmd, int write);
 
 /* in cow.c: */
-int do_wp_page(struct vk *k, const struct fault *f);
+int do_wp_page(struct vk *k, struct fault *f);
 
 #endif
