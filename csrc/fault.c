@@ -220,3 +220,19 @@ int vk_touch(struct vk *k, u64 task, u64 address, int write)
 
 	return access_once(k, &w, task, address, write);
 }
+
+/**
+ * vk_fault_in - let a program read or write a byte of each page, as mm/fault.py fault_in()
+ * @address: of the first page
+ * @end: where the last one ends
+ *
+ * Return: the first page that needs Python, or end.
+ */
+u64 vk_fault_in(struct vk *k, u64 task, u64 address, u64 end, int write)
+{
+	struct walk w = {0};
+
+	while (address < end && access_once(k, &w, task, address, write))
+		address += (u64)1 << PAGE_SHIFT;
+	return address;
+}

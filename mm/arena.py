@@ -114,6 +114,9 @@ class FastPaths(Protocol):
     def change_protection(self, vma: int, address: int) -> int:
         """Give entries their VMA's protection; return where a huge one begins, or the end."""
 
+    def fault_in(self, task: int, address: int, end: int, write: bool) -> int:
+        """Access each page from ``address`` on; return the first that Python must, or the end."""
+
 
 @dataclass(frozen=True)
 class Config:

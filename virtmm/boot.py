@@ -302,6 +302,7 @@ class CoreFastPaths:
             "tlb_reach",
             "copy_page_range",
             "change_protection",
+            "fault_in",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 

@@ -19,7 +19,7 @@ def case_names():
     return [
         name
         for group in re.findall(r"\w+", order)
-        for name in re.findall(r'^\t\{"(\w+)", ', (HERE / f"{group}.c").read_text(), re.M)
+        for name in re.findall(r'\{"(\w+)", case_', (HERE / f"{group}.c").read_text())
     ]
 
 
