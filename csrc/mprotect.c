@@ -46,12 +46,47 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	map_ptes(k, pte, new, nr);
 }
 
+/*
+ * Give the VMA's protection to pages that change one by one; how many there are in a row. Where entries
+ * have no contiguous bit, and before MPROTECT_BATCH, those of large folios do, too.
+ */
+static u64 change_single_ptes(struct vk *k, const u64 *vma, u64 pte, u64 max)
+{
+	u64 writable = (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE;
+	int small_only = CONFIG_MPROTECT_BATCH || k->fault[FAULT_CONT_BIT];
+	u64 *event = k->event + EV_mprotect_anon * NR_ORDERS;
+	u64 *entry = k->phys + pte;
+	u64 nr;
+
+	for (nr = 0; nr < max && entry[nr]; nr++) {
+		const u32 *p = page_record(k, pte_pfn(entry[nr]));
+		const u32 *head = page_record(k, p[PAGE_HEAD]);
+		u64 new = pte_modify(entry[nr], vma[VMA_PAGE_PROT]);
+
+		if (small_only && head[PAGE_ORDER])
+			break;
+		if (writable && p[PAGE_FLAGS] & PG_exclusive)
+			new = (new & ~PTE_WRITE_MASK) | PTE_WRITE_ON;
+		entry[nr] = new;
+		event[head[PAGE_ORDER]] += head[PAGE_FLAGS] & PG_anon ? 1 : 0;
+	}
+	k->work[WORK_pte_read] += 2 * nr;
+	k->work[WORK_pte_write] += 2 * nr;
+	return nr;
+}
+
 static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 {
 	u64 ignore = PTE_YOUNG_MASK | PTE_DIRTY_MASK | k->fault[FAULT_CONT_BIT];
 	u64 end = pte + nr;
 
-	while ((pte += check_ptes_none(k, pte, end - pte)) < end) {
+	for (;;) {
+		pte += change_single_ptes(k, vma, pte, end - pte);
+		if (pte < end && !k->phys[pte])
+			pte += check_ptes_none(k, pte, end - pte);
+		if (pte == end)
+			return;
+
 		u64 page = pte_pfn(k->phys[pte]);
 		u64 folio = page_record(k, page)[PAGE_HEAD];
 		const u32 *head = page_record(k, folio);
