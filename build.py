@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, bool | int | str]
 
-CFLAGS = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow"]
+CFLAGS = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-fvisibility=hidden"]
 SANITIZERS = {
     "address": ["-fsanitize=address", "-g"],
     "undefined": ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-g"],

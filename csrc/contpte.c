@@ -150,13 +150,13 @@ void read_pte(struct vk *k, u64 pte)
 		k->phys[pte] & k->fault[FAULT_CONT_BIT] ? k->fault[FAULT_CONT_NR] : 1;
 }
 
-/** ptep_clear_flush - make an entry none, for every processor, before it maps something else */
-void ptep_clear_flush(struct vk *k, u64 pte)
+/** clear_ptes_range - make nr entries none, for every processor, before they map something else */
+void clear_ptes_range(struct vk *k, u64 pte, u64 nr)
 {
-	unfold(k, pte);
-	k->phys[pte] = 0;
-	k->work[WORK_pte_read]++;
-	k->work[WORK_pte_write]++;
+	unfold_edges(k, pte, nr);
+	clear_ptes(k, pte, nr);
+	k->work[WORK_pte_read] += nr;
+	k->work[WORK_pte_write] += nr;
 	k->work[WORK_tlbi]++;
 }
 
@@ -182,4 +182,15 @@ void set_access_flags(struct vk *k, u64 pte, u64 entry)
 	}
 	k->phys[pte] = entry & ~bit;
 	k->work[WORK_pte_write]++;
+}
+
+/** set_access_flags_range - make nr entries of one folio young, dirty and writable */
+void set_access_flags_range(struct vk *k, u64 pte, u64 nr)
+{
+	unfold_edges(k, pte, nr);
+	modify_ptes(k, pte, PTE_YOUNG_MASK | PTE_DIRTY_MASK | PTE_WRITE_MASK,
+		    PTE_YOUNG_ON | PTE_DIRTY_ON | PTE_WRITE_ON, nr);
+	k->work[WORK_pte_read] += nr;
+	k->work[WORK_pte_write] += nr;
+	k->work[WORK_tlbi]++;
 }

@@ -11,8 +11,9 @@ void try_fold(struct vk *k, u64 pte, u64 entry);
 void unfold_edges(struct vk *k, u64 pte, u64 nr);
 void read_blocks(struct vk *k, u64 pte, u64 nr);
 void read_pte(struct vk *k, u64 pte);
-void ptep_clear_flush(struct vk *k, u64 pte);
+void clear_ptes_range(struct vk *k, u64 pte, u64 nr);
 void set_access_flags(struct vk *k, u64 pte, u64 entry);
+void set_access_flags_range(struct vk *k, u64 pte, u64 nr);
 
 /* Whether an entry is the last of what could be a contiguous block, so that writing it may make it one. */
 static inline int may_fold(const struct vk *k, u64 pte)

@@ -109,6 +109,12 @@ static inline u32 *page_record(const struct vk *k, u64 pfn)
 	return k->page + pfn * PAGE_RECORD;
 }
 
+/* Whether a page is an anonymous folio by itself; tail pages of large ones have no PG_anon. */
+static inline int small_anon_folio(const u32 *p)
+{
+	return p[PAGE_FLAGS] & PG_anon && !p[PAGE_ORDER];
+}
+
 #include "core_api.h"
 
 /* in buddy.c: */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Accesses, and the faults among them that need nothing unusual: the first touch of anonymous memory
- * (huge_memory.c: by a PMD entry) and of files (file_fault.c), and copy on write (cow.c). The reference is
- * mm/fault.py and mm/memory.py.
+ * (anon_fault.c; huge_memory.c: by a PMD entry) and of files (file_fault.c), and copy on write (cow.c).
+ * The reference is mm/fault.py and mm/memory.py.
  *
  * What is not served here is left to Python, which does the whole access again. So nothing is counted
  * before it is certain that the access succeeds; only page tables and anon_vmas made on the way, pages
@@ -12,8 +12,6 @@
 #include "fault.h"
 #include "pgtable.h"
 #include "vma.h"
-
-enum { NOT_LOOKED_AT = NR_REFUSED };
 
 /**
  * struct walk - what the last access found, for the next
@@ -30,11 +28,6 @@ struct walk {
 	u64 *table;
 	u64 *vma;
 };
-
-static inline unsigned highest_order(u64 orders)
-{
-	return 63 - (unsigned)__builtin_clzll(orders);
-}
 
 /* Place of the entry, huge or last-level, that the hardware finds; NULL = none. */
 static u64 *leaf_offset(struct vk *k, struct walk *w, u64 mm, u64 address)
@@ -83,158 +76,6 @@ static u64 *vma_lookup(struct vk *k, struct walk *w, u64 mm, u64 address)
 	return vma;
 }
 
-static int suitable_order(const u64 *vma, u64 address, unsigned order)
-{
-	u64 size = (u64)1 << (PAGE_SHIFT + order);
-	u64 low = address & ~(size - 1);
-
-	return vma[VMA_START] <= low && low + size <= vma[VMA_END];
-}
-
-/* Those of a mask of orders whose block lies in the VMA and is free, as in mm/large_anon_folio.py. */
-static u64 calc_anon_folio_orders_alloc(struct vk *k, struct fault *f, u64 orders)
-{
-	u64 index = pte_index(f->address);
-	u64 first_set = 0;
-	int met = 0;
-
-	while (orders > 1) {
-		unsigned order = highest_order(orders);
-		u64 nr = (u64)1 << order;
-
-		if (!suitable_order(f->vma, f->address, order)) {
-			f->why[order] = REFUSED_EDGE;
-		} else {
-			u64 first = index & ~(nr - 1);
-
-			if (met && first + nr <= first_set)
-				break;
-			if (!met || first > first_set) {
-				u64 free = check_ptes_none(k, f->pte - index + first, nr);
-
-				if (free == nr)
-					break;
-				first_set = first + free;
-				met = 1;
-			}
-			f->why[order] = REFUSED_POPULATED;
-		}
-		orders -= nr;
-	}
-	return orders;
-}
-
-static unsigned refused_reason(const struct fault *f, unsigned order, u64 own)
-{
-	if (f->why[order] != NOT_LOOKED_AT)
-		return f->why[order];
-	if (!(own >> order & 1) || order < PMD_ORDER)
-		return REFUSED_NOT_ENABLED;
-	return suitable_order(f->vma, f->address, order) ? REFUSED_POPULATED : REFUSED_EDGE;
-}
-
-/* Count why the fault got nothing larger, as in mm/refused.py. */
-static void count_refused(struct vk *k, const struct fault *f, unsigned got, u64 own)
-{
-	u64 anyone = k->fault[FAULT_LARGE] ? k->fault[FAULT_ANYONE] : 0;
-	u64 above = anyone >> (got + 1) << (got + 1);
-	unsigned largest;
-
-	if (!anyone)
-		return;
-	f->vma[VMA_FAULTS]++;
-	k->refused[REFUSED_FAULTS]++;
-	largest = highest_order(own ? own : anyone);
-	while (above) {
-		unsigned order = highest_order(above);
-		unsigned reason = refused_reason(f, order, own);
-
-		k->refused[reason * NR_ORDERS + order]++;
-		if (order == largest) {
-			f->vma[VMA_REFUSED + reason]++;
-			k->refused[reason * NR_ORDERS]++;
-		}
-		above -= (u64)1 << order;
-	}
-}
-
-/** map_new_folio - map all of a new anonymous folio around a write fault, exclusively */
-void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order)
-{
-	u32 *head = page_record(k, folio);
-	u64 nr = (u64)1 << order;
-	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
-	u64 linear = linear_page_index(f) - index;
-	u64 entry = folio << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
-
-	entry = pte_mkwritten(entry);
-	head[PAGE_REFCOUNT] = (u32)nr;
-	head[PAGE_FLAGS] |= PG_swapbacked;
-	head[PAGE_MAPPING] = (u32)f->vma[VMA_ANON_VMA];
-	head[PAGE_INDEX] = (u32)linear;
-	head[PAGE_INDEX_HI] = (u32)(linear >> 32);
-	folio_add_new_anon_rmap(k, folio, folio, nr);
-	if (CONFIG_MM_ID && order)
-		folio_add_mm(k, folio, f->mm, nr);
-	k->work[WORK_rmap_add] += k->fault[FAULT_RMAP_ADD_RANGE] ? 1 : nr;
-	k->vmstat[VM_nr_anon_pages] += nr;
-	k->mm[f->mm * MM_RECORD + MM_ANONPAGES] += nr;
-	k->task[f->task * TASK_RECORD + TASK_FOLIOS + order]++;
-	map_ptes(k, f->pte - index, entry, nr);
-}
-
-/** tag_pages - give zeroed pages of a mapping with memory tags their own, cleared; work counts how */
-void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order, int work)
-{
-	u32 *p = page_record(k, folio);
-	u64 nr = (u64)1 << order;
-
-	if (!(vma[VMA_FLAGS] & k->fault[FAULT_TAGS]))
-		return;
-	for (u64 i = 0; i < nr; i++)
-		p[i * PAGE_RECORD + PAGE_FLAGS] |= PG_mte_tagged;
-	k->work[work] += nr;
-}
-
-static int do_anonymous_write(struct vk *k, struct fault *f)
-{
-	unsigned hint = f->vma[VMA_FLAGS] >> VM_HUGEPAGE_SHIFT & 3;
-	u64 wanted = k->fault[FAULT_WANTED + hint];
-	unsigned order = highest_order(calc_anon_folio_orders_alloc(k, f, wanted) | 1);
-	u64 nr = (u64)1 << order;
-	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
-	u64 folio = vma_prepare_anon(k, f->vma) ? folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON)
-						: 0;
-
-	if (!folio)
-		return 0;
-	/* The allocator clears them with the page, which only the v1 series does for large folios. */
-	tag_pages(k, f->vma, folio, order,
-		  order && !CONFIG_ANON_POLICY_V1 ? WORK_tag_sync : WORK_tag_clear);
-	if (k->fault[FAULT_PHYS_BACKING]) {
-		if (k->fault[FAULT_CLEAR_LAST])
-			clear_huge_page(k, folio, nr, index);
-		else
-			clear_pages(k, folio, nr);
-	}
-	count_refused(k, f, order, wanted | k->fault[FAULT_PMD + hint]);
-
-	map_new_folio(k, f, folio, order);
-	k->mthp_stat[MTHP_anon_fault_alloc * NR_ORDERS + order]++;
-	k->event[EV_anon_fault * NR_ORDERS + order]++;
-	return 1;
-}
-
-static int do_anonymous_read(struct vk *k, const struct fault *f)
-{
-	u64 entry = k->fault[FAULT_ZERO_PFN] << PTE_PFN_SHIFT | f->vma[VMA_PAGE_PROT];
-
-	entry = (entry & ~PTE_SPECIAL_MASK) | PTE_SPECIAL_ON;
-	map_ptes(k, f->pte, pte_mkyoung(entry), 1);
-	k->event[EV_zero_page_fault * NR_ORDERS]++;
-	return 1;
-}
-
 /* A fault that neither a table nor an entry serves yet. */
 static void fault_init(struct fault *f, u64 *vma, u64 mm, u64 task, u64 address)
 {
@@ -272,7 +113,10 @@ static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *
 	f->pte = (u64)(w->table - k->phys) + pte_index(f->address);
 	if (f->vma[VMA_FILE])
 		return do_fault(k, f, write);
-	return write ? do_anonymous_write(k, f) : do_anonymous_read(k, f);
+	if (write)
+		return do_anonymous_write(k, f, EV_anon_fault);
+	do_anonymous_read(k, f);
+	return 1;
 }
 
 /* Serve a fault on an entry that is none, or a table that is missing; 0 = Python must. */
@@ -309,11 +153,12 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, u64 *place)
 {
 	u64 *vma = vma_lookup(k, w, w->mm, address);
-	struct fault f = {.vma = vma, .mm = w->mm, .task = task, .address = address};
 	int huge = !w->table || place != w->table + pte_index(address);
+	struct fault f;
 
 	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE)
 		return 0;
+	fault_init(&f, vma, w->mm, task, address);
 	if (huge) {
 		if (!do_huge_pmd_wp_page(k, &f, place))
 			return 0;
@@ -380,4 +225,20 @@ int vk_touch(struct vk *k, u64 task, u64 address, int write)
 	struct walk w = {0};
 
 	return access_once(k, &w, task, address, write);
+}
+
+/**
+ * vk_fault_in - let a program read or write a byte of each page, as mm/fault.py fault_in()
+ * @address: of the first page
+ * @end: where the last one ends
+ *
+ * Return: the first page that needs Python, or end.
+ */
+u64 vk_fault_in(struct vk *k, u64 task, u64 address, u64 end, int write)
+{
+	struct walk w = {0};
+
+	while (address < end && access_once(k, &w, task, address, write))
+		address += (u64)1 << PAGE_SHIFT;
+	return address;
 }

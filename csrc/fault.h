@@ -22,6 +22,9 @@ enum {
 	VM_HUGEPAGE_SHIFT = 29, /* VM_NOHUGEPAGE follows it */
 };
 
+/* In why: the order has not been tried. */
+enum { NOT_LOOKED_AT = NR_REFUSED };
+
 /**
  * struct fault - a fault on its way
  * @pte: place of the page's entry
@@ -80,7 +83,19 @@ static inline u64 pte_modify(u64 pte, u64 prot)
 	return (pte & keep) | (prot & ~keep);
 }
 
-/* in fault.c: */
+/* Whether the block of an order around an address lies in the VMA. */
+static inline int suitable_order(const u64 *vma, u64 address, unsigned order)
+{
+	u64 size = (u64)1 << (PAGE_SHIFT + order);
+	u64 low = address & ~(size - 1);
+
+	return vma[VMA_START] <= low && low + size <= vma[VMA_END];
+}
+
+/* in anon_fault.c: */
+void count_refused(struct vk *k, const struct fault *f, unsigned got, u64 own);
+void do_anonymous_read(struct vk *k, const struct fault *f);
+int do_anonymous_write(struct vk *k, struct fault *f, int event);
 void map_new_folio(struct vk *k, const struct fault *f, u64 folio, unsigned order);
 void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order, int work);
 
@@ -92,6 +107,6 @@ int do_huge_pmd_anonymous_page(struct vk *k, const struct fault *f, u64 *pmd, in
 int do_huge_pmd_wp_page(struct vk *k, const struct fault *f, u64 *pmd);
 
 /* in cow.c: */
-int do_wp_page(struct vk *k, const struct fault *f);
+int do_wp_page(struct vk *k, struct fault *f);
 
 #endif

@@ -73,6 +73,38 @@ static u64 copy_present_ptes(struct vk *k, u64 mm, u64 source, u64 to, u64 max)
 	return nr;
 }
 
+/*
+ * Share anonymous folios of one page each; how many there are in a row. No contiguous block is made of
+ * such, and nothing has to be looked up that a run could have in common.
+ */
+static u64 copy_small_folios(struct vk *k, u64 mm, u64 source, u64 to, u64 max)
+{
+	u64 *from = k->phys + source;
+	u64 writable = 0, nr;
+
+	for (nr = 0; nr < max; nr++) {
+		u64 entry = from[nr];
+		u32 *p = page_record(k, pte_pfn(entry));
+
+		if (!small_anon_folio(p))
+			break;
+		p[PAGE_REFCOUNT]++;
+		p[PAGE_MAPCOUNT]++;
+		p[PAGE_FLAGS] &= ~(u32)PG_exclusive;
+		if (is(entry, PTE_WRITE_MASK, PTE_WRITE_ON)) {
+			from[nr] = pte_wrprotect(entry);
+			writable++;
+		}
+		k->phys[to + nr] = pte_mkold(pte_wrprotect(entry));
+	}
+	k->work[WORK_pte_read] += nr + writable;
+	k->work[WORK_pte_write] += nr + writable;
+	k->work[WORK_rmap_add] += nr;
+	k->mm[mm * MM_RECORD + MM_ANONPAGES] += nr;
+	k->event[EV_fork_anon * NR_ORDERS] += nr;
+	return nr;
+}
+
 static void copy_pte_range(struct vk *k, u64 mm, u64 source, u64 to, u64 nr)
 {
 	u64 i = 0;
@@ -80,7 +112,9 @@ static void copy_pte_range(struct vk *k, u64 mm, u64 source, u64 to, u64 nr)
 	for (;;) {
 		u64 entry;
 
-		i += check_ptes_none(k, source + i, nr - i);
+		i += copy_small_folios(k, mm, source + i, to + i, nr - i);
+		if (i < nr && !k->phys[source + i])
+			i += check_ptes_none(k, source + i, nr - i);
 		if (i == nr)
 			return;
 		entry = k->phys[source + i] & ~k->fault[FAULT_CONT_BIT];

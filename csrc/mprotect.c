@@ -48,43 +48,53 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	map_ptes(k, pte, new, nr);
 }
 
-/* Change one entry, which is not none; what is counted is what change_batch() counts for it. */
-static void change_pte(struct vk *k, const u64 *vma, u64 pte, u32 exclusive)
+/*
+ * Give the VMA's protection to pages that change one by one; how many there are in a row. Where entries
+ * have no contiguous bit, and before MPROTECT_BATCH, those of large folios do, too.
+ */
+static u64 change_single_ptes(struct vk *k, const u64 *vma, u64 pte, u64 max)
 {
-	u64 entry = k->phys[pte];
-	u64 bit = entry & k->fault[FAULT_CONT_BIT];
-	u64 new = pte_modify(entry & ~bit, vma[VMA_PAGE_PROT]);
+	u64 writable = (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE;
+	int small_only = CONFIG_MPROTECT_BATCH || k->fault[FAULT_CONT_BIT];
+	u64 *event = k->event + EV_mprotect_anon * NR_ORDERS;
+	u64 *entry = k->phys + pte;
+	u64 nr;
 
-	if (exclusive && (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE)
-		new = pte_mkwrite(new);
-	if (bit) {
-		read_blocks(k, pte, 1);
-		unfold(k, pte);
+	for (nr = 0; nr < max && entry[nr]; nr++) {
+		const u32 *p = page_record(k, pte_pfn(entry[nr]));
+		const u32 *head = page_record(k, p[PAGE_HEAD]);
+		u64 new = pte_modify(entry[nr], vma[VMA_PAGE_PROT]);
+
+		if (small_only && head[PAGE_ORDER])
+			break;
+		if (writable && p[PAGE_FLAGS] & PG_exclusive)
+			new = pte_mkwrite(new);
+		entry[nr] = new;
+		event[head[PAGE_ORDER]] += head[PAGE_FLAGS] & PG_anon ? 1 : 0;
 	}
-	k->work[WORK_pte_read] += 2;
-	k->work[WORK_pte_write] += 2;
-	k->phys[pte] = new;
-	if (may_fold(k, pte))
-		try_fold(k, pte, new);
+	k->work[WORK_pte_read] += 2 * nr;
+	k->work[WORK_pte_write] += 2 * nr;
+	return nr;
 }
 
 static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 {
 	u64 ignore = PTE_YOUNG_MASK | PTE_DIRTY_MASK | k->fault[FAULT_CONT_BIT];
-	u64 end = pte + nr, batch;
+	u64 end = pte + nr;
 
-	for (; pte < end; pte += batch) {
+	for (;;) {
+		pte += change_single_ptes(k, vma, pte, end - pte);
+		if (pte < end && !k->phys[pte])
+			pte += check_ptes_none(k, pte, end - pte);
+		if (pte == end)
+			return;
+
 		u64 page = pte_pfn(k->phys[pte]);
-		const u32 *p = page_record(k, page);
-		u64 folio = p[PAGE_HEAD];
+		u64 folio = page_record(k, page)[PAGE_HEAD];
 		const u32 *head = page_record(k, folio);
 		u32 order = head[PAGE_ORDER];
+		u64 batch = 1;
 
-		if (!k->phys[pte]) {
-			batch = check_ptes_none(k, pte, end - pte);
-			continue;
-		}
-		batch = 1;
 		if (CONFIG_MPROTECT_BATCH && order) {
 			u64 most = folio + ((u64)1 << order) - page;
 
@@ -92,12 +102,11 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 				most = end - pte;
 			batch = folio_pte_batch(k, pte, ignore, most);
 			batch = exclusive_batch(k, page, batch);
-			change_batch(k, vma, pte, batch);
-		} else {
-			change_pte(k, vma, pte, p[PAGE_FLAGS] & PG_exclusive);
 		}
+		change_batch(k, vma, pte, batch);
 		if (head[PAGE_FLAGS] & PG_anon)
 			k->event[EV_mprotect_anon * NR_ORDERS + order] += batch;
+		pte += batch;
 	}
 }
 

@@ -152,6 +152,39 @@ static void zap_other_pte(struct vk *k)
 		folio_free(k, folio, ZONE_CACHE);
 }
 
+/* Unmap anonymous folios of one page each, as far as they are in a row and the gather has room. */
+static void zap_small_folios(struct vk *k)
+{
+	u64 *run = k->run;
+	u64 *entry = k->phys + run[RUN_PTE];
+	u64 least = run[RUN_BATCH] == 2 ? 2 : 1;
+	u64 max = run[RUN_ROOM] < least ? 0 : run[RUN_ROOM] - least + 1;
+	u64 unmapped = 0, nr;
+
+	if (max > run[RUN_NR])
+		max = run[RUN_NR];
+	for (nr = 0; nr < max; nr++) {
+		u64 page = pte_pfn(entry[nr]);
+		u32 *p = page_record(k, page);
+
+		if (!small_anon_folio(p))
+			break;
+		entry[nr] = 0;
+		unmapped += !--p[PAGE_MAPCOUNT];
+		if (!--p[PAGE_REFCOUNT])
+			free_anon_folio(k, page);
+	}
+	run[RUN_PTE] += nr;
+	run[RUN_NR] -= nr;
+	run[RUN_ROOM] -= nr;
+	k->work[WORK_pte_read] += 2 * nr;
+	k->work[WORK_pte_write] += nr;
+	k->work[WORK_rmap_remove] += nr;
+	k->vmstat[VM_nr_anon_pages] -= unmapped;
+	k->event[EV_zap_anon * NR_ORDERS] += nr;
+	k->mm[run[RUN_MM] * MM_RECORD + MM_ANONPAGES] -= nr;
+}
+
 /* Unmap the run of entries of one table that is in the registers. */
 static void zap_pte_range(struct vk *k)
 {
@@ -162,6 +195,7 @@ static void zap_pte_range(struct vk *k)
 	for (;;) {
 		u64 folio;
 
+		zap_small_folios(k);
 		vk_zap_ptes(k);
 		folio = run[RUN_FOLIO];
 		switch (run[RUN_REASON]) {

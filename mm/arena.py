@@ -158,6 +158,9 @@ class FastPaths(Protocol):
     def do_mprotect(self, mm: int, start: int, end: int, prot: int) -> int:
         """As mprotect.do_mprotect(); 1 = nothing has changed, Python must do it: some of it is locked."""
 
+    def fault_in(self, task: int, address: int, end: int, write: bool) -> int:
+        """Access each page from ``address`` on; return the first that Python must, or the end."""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .arena import ANON_VMA_RECORD, AVC_RECORD, FILE_RECORD, VMA_LOG_RECORD, VMA_RECORD
 from .huge_memory import thp_allowable_orders
+from .large_anon_folio import max_anon_folio_order
 from .layout import (
     FAULT_ANYONE,
     FAULT_AROUND,
@@ -20,7 +21,7 @@ from .layout import (
     FAULT_CONT_BIT,
     FAULT_CONT_NR,
     FAULT_CONTPTE_BATCH,
-    FAULT_COW,
+    FAULT_COPY,
     FAULT_EXEC_FOLIO,
     FAULT_GATHER,
     FAULT_HUGE_ZERO,
@@ -70,7 +71,6 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_CONT_NR] = k.cont_nr
     fault[FAULT_TAGS] = VM_MTE if arch.gfp_zerotags else 0
     fault[FAULT_EXEC_FOLIO] = config.exec_folio_order
-    fault[FAULT_COW] = config.cow_zero or config.cow_copy or config.cow_reuse
     fault[FAULT_LARGE] = k.ladder.large
     fault[FAULT_NR_ANON_VMAS] = len(k.anon_vma) // ANON_VMA_RECORD
     fault[FAULT_NR_AVCS] = len(k.avc) // AVC_RECORD
@@ -91,6 +91,7 @@ def update_knobs(k: Arena) -> None:
     """Write what follows from the knobs: which orders a VMA may have, by its hints, and more."""
     for hint, flags in enumerate(_HINTS):
         k.fault[FAULT_WANTED + hint] = k.ladder.wanted(k, flags)
+        k.fault[FAULT_COPY + hint] = max_anon_folio_order(k, flags) if k.config.cow_copy else 0
         k.fault[FAULT_PMD + hint] = thp_allowable_orders(k, flags, 1 << k.pmd_order)
     k.fault[FAULT_AROUND] = k.knobs.fault_around_bytes >> k.page_shift
     k.fault[FAULT_HUGE_ZERO] = k.knobs.use_zero_page

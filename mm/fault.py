@@ -83,6 +83,7 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
     A VMA that does not allow the access is -EINVAL, a page behind the end of a file -EFAULT.
     """
     at = start
+    fast = k.fast if k.inject is None or k.inject.idle() else None
     for vma in vmas_in(k, mm, start, end):
         base = vma * _V
         if k.vma[base + VMA_START] > at:
@@ -91,6 +92,10 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
             return -EINVAL
         stop = min(end, k.vma[base + VMA_END])
         while at < stop:
+            if fast is not None:
+                at = fast.fault_in(k.current, at, stop, write)
+                if at == stop:
+                    break
             error = access(k, mm, at, write)
             if error:
                 if error & VM_FAULT_OOM:

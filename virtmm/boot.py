@@ -311,6 +311,7 @@ class CoreFastPaths:
             "exit_mmap",
             "vma_set_flags",
             "do_mprotect",
+            "fault_in",
         ):
             setattr(self, name, functools.partial(getattr(lib, f"vk_{name}"), vk))
 

@@ -6,10 +6,23 @@ from array import array
 from pathlib import Path
 
 import pytest
+import virtmm.mm.fault
 from virtmm.mm import vm_flags
 from virtmm.mm.fault_inject import FaultInjection
 from virtmm.mm.layout import SLAB_ANON_VMA, SLAB_AVC, ZONE_SLAB
-from virtmm.mm.vm_flags import MAP_GROWSDOWN, PROT_MTE, VM_FAULT_OOM, VM_FAULT_SIGSEGV, VM_READ
+from virtmm.mm.vm_flags import (
+    EINVAL,
+    ENOMEM,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MAP_GROWSDOWN,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    PROT_MTE,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGSEGV,
+    VM_READ,
+)
 
 import virtmm.machine
 from virtmm import topdir
@@ -423,6 +436,50 @@ def test_huge_pages_until_memory_runs_out(machine_of):
         seen.append((at, m.digest(), m.events(), m.work(), m.vmstat(), m.refusals()))
     assert seen[0] == seen[1]
     assert seen[0][2]["anon_fault"]["9"] > 2
+
+
+@pytest.mark.parametrize("defconfig", ["anonfolio_basic", "exefolio", "linux-7.3"])
+def test_memory_is_populated_without_python(machine_of, monkeypatch, defconfig):
+    served = []
+    access = virtmm.mm.fault.access
+
+    def count(*args):
+        served.append(args)
+        return access(*args)
+
+    monkeypatch.setattr(virtmm.mm.fault, "access", count)
+    seen = []
+    for fast in "yn":
+        m = machine_of(resolve("arm64", defconfig, sets=["MEMORY_MB=64", f"FAST_FAULT={fast}"]))
+        m.spawn(1)
+        size = PAGES * m.page_size
+        file = m.open(7, size)
+        assert m.mmap(1, BASE, size, 3, MAP_PRIVATE | MAP_POPULATE) == 0
+        assert m.mmap(1, BASE + size, size, 1, MAP_PRIVATE | MAP_POPULATE, file, 0) == 0
+        assert m.mmap(1, BASE + 2 * size, size) == 0
+        assert m.madvise(1, BASE + 2 * size, size // 2, MADV_POPULATE_READ) == 0
+        assert m.madvise(1, BASE + 2 * size + m.page_size, size // 2, MADV_POPULATE_WRITE) == 0
+        assert m.rss(1) >= 2.5 * size
+        assert len(served) == {"y": 0, "n": 3 * PAGES}[fast]
+        seen.append((m.digest(), m.events(), m.work(), m.vmstat(), m.refusals(), m.minflt(1)))
+        served.clear()
+    assert seen[0] == seen[1]
+
+
+def test_populating_ends_where_memory_or_the_vma_does(machine_of):
+    seen = []
+    for fast in "yn":
+        config = resolve("arm64", "anonfolio_basic", sets=["MEMORY_MB=16", f"FAST_FAULT={fast}"])
+        m = machine_of(config)
+        size = started(m).page_size
+        assert m.mprotect(1, BASE + 9 * size, size, VM_READ) == 0
+        assert m.madvise(1, BASE, 20 * size, MADV_POPULATE_WRITE) == -EINVAL
+        assert m.madvise(1, BASE + (PAGES - 9) * size, 20 * size, MADV_POPULATE_WRITE) == -ENOMEM
+        assert m.rss(1) == 21 * size, "the first of the last nine gets a folio of four"
+        assert m.mmap(1, BASE + (1 << 30), 32 << 20) == 0
+        assert m.madvise(1, BASE + (1 << 30), 32 << 20, MADV_POPULATE_WRITE) == -ENOMEM
+        seen.append((m.digest(), m.events(), m.work(), m.vmstat(), m.refusals()))
+    assert seen[0] == seen[1]
 
 
 def test_an_armed_failure_is_met(configure):

@@ -126,6 +126,22 @@ static void case_vk_touch_many(struct vk *k, struct input *in)
 	free(tasks);
 }
 
+static void case_vk_fault_in(struct vk *k, struct input *in)
+{
+	u64 task = some_task(in);
+	u64 first = some_address(k, in, k->task[task * TASK_RECORD + TASK_MM]) >> PAGE_SHIFT;
+	u64 nr = between(in, 1, 2 * MAX_BATCH), done;
+	int write = (int)below(in, 2);
+
+	first %= (TASK_SIZE >> PAGE_SHIFT) - nr;
+	done = vk_fault_in(k, task, first << PAGE_SHIFT, (first + nr) << PAGE_SHIFT, write);
+	EXPECT(!(done & (((u64)1 << PAGE_SHIFT) - 1)));
+	done >>= PAGE_SHIFT;
+	EXPECT(first <= done && done <= first + nr);
+	while (first < done)
+		check_access(k, task, first++ << PAGE_SHIFT, write);
+}
+
 /* Two slots share a table of ranges in order, with and without gaps; a third has none. */
 static void case_vk_move_many(struct vk *k, struct input *in)
 {
@@ -203,9 +219,7 @@ static void case_vk_zap_ptes(struct vk *k, struct input *in)
 }
 
 const struct fuzz_case program_cases[] = {
-	{"vk_touch", case_vk_touch},
-	{"vk_touch_many", case_vk_touch_many},
-	{"vk_move_many", case_vk_move_many},
-	{"vk_zap_ptes", case_vk_zap_ptes},
-	{NULL, NULL},
+	{"vk_touch", case_vk_touch},	   {"vk_touch_many", case_vk_touch_many},
+	{"vk_fault_in", case_vk_fault_in}, {"vk_move_many", case_vk_move_many},
+	{"vk_zap_ptes", case_vk_zap_ptes}, {NULL, NULL},
 };
