@@ -121,7 +121,7 @@ def test_python_reaches_every_function_of_the_core(k):
     cdef = (topdir() / "csrc" / "core.cdef").read_text()
     names = {name.removeprefix("vk_") for name in re.findall(r"(\w+)\(struct vk", cdef)}
     protocol = {name for name in vars(RangeOps) if not name.startswith("_")}
-    accesses = {"touch", "touch_many"}  # of fault.c, whose reference is the logic of mm/
+    accesses = {"touch", "touch_many", "run_many"}  # their reference is the logic of mm/
     fast = {name for name in vars(FastPaths) if not name.startswith("_")}
     assert accesses | fast < names
     assert all(callable(getattr(k.fast, name)) for name in fast)
