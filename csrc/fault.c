@@ -10,6 +10,7 @@
  */
 #include "contpte.h"
 #include "fault.h"
+#include "lookahead.h"
 #include "pgtable.h"
 #include "vma.h"
 
@@ -19,6 +20,8 @@
  * @block: address >> PMD_SHIFT that table is for; only with a table
  * @table: first entry of the last-level table; NULL = none
  * @vma: VMA found last; NULL = none
+ * @ahead: VMA that this access may lie in; NULL = not known
+ * @jumps: accesses so far that were in another table than the one before
  *
  * Valid as long as C alone works: it makes tables and never frees one.
  */
@@ -27,6 +30,8 @@ struct walk {
 	u64 block;
 	u64 *table;
 	u64 *vma;
+	u64 *ahead;
+	u64 jumps;
 };
 
 /* Place of the entry, huge or last-level, that the hardware finds; NULL = none. */
@@ -35,10 +40,13 @@ static u64 *leaf_offset(struct vk *k, struct walk *w, u64 mm, u64 address)
 	u64 *pmd;
 
 	if (w->mm != mm) {
-		*w = (struct walk){.mm = mm};
+		w->mm = mm;
+		w->table = NULL;
+		w->vma = NULL;
 	} else if (w->table && w->block == address >> PMD_SHIFT) {
 		return w->table + pte_index(address);
 	}
+	w->jumps++;
 	pmd = pmd_offset(k, mm, address, 0);
 	if (!pmd || !*pmd)
 		return NULL;
@@ -66,6 +74,8 @@ static u64 *vma_lookup(struct vk *k, struct walk *w, u64 mm, u64 address)
 
 	if (w->vma && w->vma[VMA_START] <= address && address < w->vma[VMA_END])
 		return w->vma;
+	if (w->ahead && w->ahead[VMA_START] <= address && address < w->ahead[VMA_END])
+		return w->vma = w->ahead;
 	slot = find_slot(k, mm, address);
 	if (slot == k->mm[mm * MM_RECORD + MM_MAP_COUNT])
 		return NULL;
@@ -105,8 +115,11 @@ static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *
 
 		if (!table)
 			return 0;
-		if (!*pmd)
+		if (!*pmd) {
 			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
+			/* It is that already, but a first read would cost the host a fault more. */
+			*table_entry(k, table, 0) = 0;
+		}
 		w->block = f->address >> PMD_SHIFT;
 		w->table = table_entry(k, table, 0);
 	}
@@ -203,16 +216,27 @@ static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int 
  */
 u64 vk_touch_many(struct vk *k, const u64 *tasks, const u64 *access, u64 first, u64 end)
 {
+	u64 *ahead[LOOK_AHEAD];
 	struct walk w = {0};
-	u64 i;
+	u64 i = first;
 
-	for (i = first; i < end; i++) {
-		u64 task = tasks[access[2 * i + 1] >> 1];
+	while (i < end) {
+		u64 nr = end - i < LOOK_AHEAD ? end - i : LOOK_AHEAD;
+		int far = nr == LOOK_AHEAD && w.jumps > LOOK_AHEAD / 2;
 
-		if (!task || !access_once(k, &w, task, access[2 * i], access[2 * i + 1] & 1))
-			break;
+		if (far)
+			look_ahead(k, tasks, access + 2 * i, ahead);
+		w.jumps = 0;
+		for (u64 j = 0; j < nr; i++, j++) {
+			u64 task = tasks[access[2 * i + 1] >> 1];
+
+			w.ahead = far ? ahead[j] : NULL;
+			if (!task ||
+			    !access_once(k, &w, task, access[2 * i], access[2 * i + 1] & 1))
+				return i;
+		}
 	}
-	return i;
+	return end;
 }
 
 /**

@@ -173,18 +173,24 @@ void clear_pages(struct vk *k, u64 pfn, u64 nr)
  * @fault: index of the faulting page, below nr
  *
  * What lies behind the faulting page comes first, then upwards to it, in long runs; where these go past
- * the caches, the faulting page by itself. The kernel of the series, and the Python twin, go page by page
- * from both sides in turn (v1 patch 1), which for a fault in the middle of a folio runs at two thirds of
- * this speed; the result is the same.
+ * the caches, the faulting page by itself. Below METHOD_SIZE_2 all of it stays in the nearest cache, and
+ * one run is faster than two. The kernel of the series, and the Python twin, go page by page from both
+ * sides in turn (v1 patch 1), which for a fault in the middle of a folio runs at two thirds of this
+ * speed; the result is the same.
  */
 void clear_huge_page(struct vk *k, u64 pfn, u64 nr, u64 fault)
 {
 	unsigned class = size_class(nr);
-	u64 alone = methods[k->method[METHOD_CLEAR + class]].past_caches;
+	const struct method *m = methods + k->method[METHOD_CLEAR + class];
 
+	if (class < 2 && !m->past_caches) {
+		m->clear(k->phys + (pfn << PAGE_WORDS_SHIFT), nr << PAGE_SHIFT);
+		return;
+	}
 	clear_run(k, pfn + fault + 1, nr - fault - 1, class);
-	clear_run(k, pfn, fault + 1 - alone, class);
-	clear_run(k, pfn + fault, alone, size_class(1));
+	clear_run(k, pfn, fault + !m->past_caches, class);
+	if (m->past_caches)
+		clear_run(k, pfn + fault, 1, size_class(1));
 }
 
 /** copy_pages - copy nr pages; the two runs do not overlap */

@@ -45,6 +45,7 @@ _COUNTS = {
     "nr_vma_logs": 1 << 20,
 }
 _MAP_NORESERVE = 0x4000
+_HUGE = 2 << 20
 #: Arrays that are no part of a machine's state.
 _DIAGNOSTICS = ("run", "fault", "method", "work", "refused", "vma_log", "tlb")
 _POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
@@ -222,8 +223,12 @@ def boot(
             f"cannot reserve {size >> 30} GiB of address space: {e}; "
             "lower MEMORY_MB, or allow overcommit (vm.overcommit_memory=0)"
         ) from None
-    # The arrays are sparse: huge pages of the host would fill the holes.
+    # The arrays are sparse: huge pages of the host would fill the holes. But pages are handed out from the
+    # first on, so that their records have none, and neither have their contents, where all have some.
     memory.madvise(mmap.MADV_NOHUGEPAGE)
+    for a, (start, end) in zip(layout.ARRAYS, spans, strict=True):
+        if a.name == "page" or (a.name == "phys" and mm_config.phys_backing):
+            memory.madvise(mmap.MADV_HUGEPAGE, start, end - start)
     views: dict[str, Any] = {
         a.name: _cast(memoryview(memory)[start:end], a.bits)
         for a, (start, end) in zip(layout.ARRAYS, spans, strict=True)
@@ -257,14 +262,18 @@ def _cast(view: memoryview, bits: int) -> memoryview:
 
 
 def _spans(counts: dict[str, int]) -> tuple[list[tuple[int, int]], int]:
-    """Return (start, end) of every array in bytes, each on its own host pages, and the total."""
+    """
+    Return (start, end) of every array in bytes, each on its own host pages, and the total.
+
+    It is whole huge pages of a host with 4K pages: Linux then maps it from the start of one on (6.7).
+    """
     spans, at = [], 0
     for a in layout.ARRAYS:
         words = counts.get(a.words) or getattr(layout, a.words, None) or int(a.words)
         size = counts[a.count] * words * a.bits // 8
         spans.append((at, at + size))
         at += -(-size // 65536) * 65536
-    return spans, at
+    return spans, -(-at // _HUGE) * _HUGE
 
 
 class CoreRanges:

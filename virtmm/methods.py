@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import mmap
 from array import array
+from collections.abc import Mapping, Sequence
+from statistics import median
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,13 +20,20 @@ if TYPE_CHECKING:
     from virtmm.kbuild import Core
 
 #: Bytes that each class of sizes is measured with.
-SIZES = (4096, METHOD_SIZE_1, METHOD_SIZE_2, 2 * METHOD_SIZE_3)
+SIZES = (4096, METHOD_SIZE_1, METHOD_SIZE_2, METHOD_SIZE_3)
 # More than a core's own caches hold, so that a block is in none of them when its turn comes again.
 _POOL = 8 << 20
-_WORK = 256 << 10
-_TURNS = 3
-# Differences below this are noise, and the next boot would choose otherwise.
-_TIE = 1.03
+#: Bytes that a method zeroes or copies in its turn, and those in the cache, which take less time.
+_WORK, _HOT = 128 << 10, 1 << 20
+_TURNS, _LONG_TURNS = 21, 9  # the second where a block is more than that
+#: After so many turns methods are left out whose time is so many times another's.
+_TRIAL, _HOPELESS = 2, 1.25
+# No more than this may libc's method be behind; less is noise, and the next boot would choose otherwise.
+_TIE = 1.05
+
+
+#: Of each method one figure by column.
+Times = Mapping[int, Sequence[float]]
 
 
 class Choice(NamedTuple):
@@ -45,14 +54,16 @@ _chosen: Choice | None = None
 
 def choose(core: Core) -> Choice:
     """
-    Return the methods for this host; measured when the first machine with contents boots (20 ms).
+    Return the methods for this host; measured when the first machine with contents boots (30 ms).
 
     Memory just freed is in the cache and fresh memory is not, and a method may be good at one only. So
-    the choice is the one whose worse case of the two is nearest to the best method's.
+    the choice is the one whose worse case of the two is nearest to the best method's; where libc's is
+    within 5 percent of that, libc's.
     """
     global _chosen
     if _chosen is None:
         with mmap.mmap(-1, 2 * _POOL, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pool:
+            pool.madvise(mmap.MADV_HUGEPAGE)  # as the machine's memory has
             buffer = core.ffi.from_buffer("char[]", pool)
             # The first touch of each page is the host's work, and none of the methods'.
             core.lib.method_run(0, buffer, core.ffi.NULL, 2 * _POOL, 0, 1)
@@ -74,33 +85,60 @@ def choose(core: Core) -> Choice:
     return _chosen
 
 
-def nearest_to_best(times: dict[int, tuple[int, int]]) -> int:
+def nearest_to_best(times: Times) -> int:
     """
     Return the method whose larger ratio to the shortest time of a column is smallest.
 
-    Of several that are as good as each other the first of csrc/zero.c, which begins with libc's.
+    It is the first of csrc/zero.c, libc's, unless that is clearly worse.
     """
-    best = [max(min(column), 1) for column in zip(*times.values(), strict=True)]
-    worst = {n: max(t / b for t, b in zip(times[n], best, strict=True)) for n in times}
-    return min(n for n in times if worst[n] <= min(worst.values()) * _TIE)
+    worst = _worst_ratios(times)
+    best = min(worst, key=lambda n: worst[n])
+    first = min(worst)
+    return first if worst[first] <= worst[best] * _TIE else best
 
 
-def _times(
-    core: Core, to: Any, source: Any, size: int, usable: list[int]
-) -> dict[int, tuple[int, int]]:
-    """Return method -> nanoseconds for the same work in the cache, and not; the shortest of each."""
-    run, blocks = core.lib.method_run, max(_WORK // size, 1)
-    hot_blocks = max(4 * _WORK // size, 1)
-    found = dict.fromkeys(usable, (1 << 60, 1 << 60))
+def _worst_ratios(times: Times) -> dict[int, float]:
+    """Return of each method the larger ratio to the shortest time of a column."""
+    shortest = [min(column) for column in zip(*times.values(), strict=True)]
+    return {n: max(t / s for t, s in zip(times[n], shortest, strict=True)) for n in times}
+
+
+def _times(core: Core, to: Any, source: Any, size: int, usable: list[int]) -> Times:
+    """
+    Return method -> its time for the same work in the cache, and not; the first one's = 1.
+
+    Medians of what neighbouring turns took in relation: what slows the host for a while slows all. The
+    shortest would be of a block that by chance was in a cache, which takes a third of what others do.
+    """
+    run, blocks, hot_blocks = core.lib.method_run, max(_WORK // size, 1), max(_HOT // size, 1)
+    copy = source != core.ffi.NULL
+    seen: dict[int, list[tuple[int, int]]] = {n: [] for n in usable}
     at = 0
-    for _ in range(_TURNS):
-        for n in usable:
-            copy = source != core.ffi.NULL
+    for turn in range(_LONG_TURNS if size > _WORK else _TURNS):
+        if turn == _TRIAL:
+            worst = _worst_ratios(_relative(seen))
+            most = min(worst.values()) * _HOPELESS
+            seen = {n: seen[n] for n in seen if n == usable[0] or worst[n] <= most}
+        # Forwards and backwards, as what ran before leaves its traces in the caches.
+        for n in sorted(seen, reverse=turn % 2 == 1):
+            place = to + at, source + at if copy else source
             start = perf_counter_ns()
-            run(n, to + at, source + at if copy else source, size, size, blocks)
+            run(n, *place, size, size, blocks)
             cold = perf_counter_ns()
-            run(n, to + at, source + at if copy else source, size, 0, hot_blocks)
+            run(n, *place, size, 0, hot_blocks)
             hot = perf_counter_ns()
-            found[n] = min(found[n][0], hot - cold), min(found[n][1], cold - start)
+            seen[n].append((hot - cold, cold - start))
             at = (at + size * blocks) % _POOL
-    return found
+    return _relative(seen)
+
+
+def _relative(seen: Mapping[int, Sequence[tuple[int, int]]]) -> Times:
+    """Return method -> by column the median of its turns' ratios to the first method's."""
+    first = list(zip(*seen[min(seen)], strict=True))
+    return {
+        n: [
+            median(t / max(f, 1) for t, f in zip(column, own, strict=True))
+            for column, own in zip(zip(*turns, strict=True), first, strict=True)
+        ]
+        for n, turns in seen.items()
+    }

@@ -11,7 +11,6 @@ whichever was fastest in the same turns; what boot chose stands below.
 
 import random
 from statistics import median
-from time import perf_counter_ns
 
 import pytest
 from virtmm.mm.ranges import PyRanges
@@ -23,9 +22,10 @@ pytestmark = pytest.mark.benchmark(max_time=0.3)
 
 KIB = 1024
 SIZES = (4, 16, 64, 256, 2048)
-TURNS = 31
-# Bytes that one side of a turn works on: over and over in one folio, or once through a pool of them.
-WORK = 16 * 1024 * KIB
+TURNS = 151
+# Bytes that one side works on in a turn, or one folio: over and over in the same, or on through a pool.
+# Little, so that what slows the machine for a while slows all sides.
+SAME, NEXT = 4 * 1024 * KIB, 512 * KIB
 POOL = 64 * 1024 * KIB
 
 SECTION = "zeroing and copying: speed, libc or the best method of the same run = 1.00"
@@ -57,48 +57,50 @@ def place(booted, timing):
 
 
 @pytest.fixture
-def rivals(booted):
+def rivals(booted, timing):
     """A function (to, source or 0, size) -> functions like libc's, of each method with cached stores."""
-    ffi, lib = booted.core.ffi, booted.core.lib
+    core, (lib, ffi) = booted.core, timing
+    run = function(booted, "method_run")
 
     def each(to, source, size):
         def rival(number):
-            def run(blocks, calls):
-                step = size if blocks > 1 else 0
-                start = perf_counter_ns()
-                lib.method_run(number, *pointers, size, step, calls)
-                return (perf_counter_ns() - start) / calls
+            return lambda at, pool, calls: lib.run_method(
+                run,
+                number,
+                ffi.cast("char *", to + at),
+                ffi.cast("char *", source and source + at),
+                size,
+                pool,
+                calls,
+            )
 
-            return run
-
-        pointers = [ffi.cast("void *", to), ffi.cast("void *", source)]
         found = {}
-        while (name := lib.method_name(len(found))) != ffi.NULL:
-            found[len(found)] = ffi.string(name).decode()
-        usable = [n for n, name in found.items() if lib.method_usable(n) and "stream" not in name]
-        return [rival(n) for n in usable]
+        while (name := core.lib.method_name(len(found))) != core.ffi.NULL:
+            found[len(found)] = core.ffi.string(name).decode()
+        usable = core.lib.method_usable
+        return [rival(n) for n, name in found.items() if usable(n) and name != "stream"]
 
     return each
 
 
 @pytest.fixture
 def ratio(benchmark, note, rivals):
-    """A function that interleaves core(pool, calls), libc's and the methods, and notes the ratios."""
+    """A function that interleaves core(at, pool, calls), libc's and the methods, and notes the ratios."""
 
     def compare(name, size, core, libc, to, source=0):
         found = {}
         rng = random.Random(size)
         sides = [core, libc, *rivals(to, source, size)]
-        for where, blocks, calls in (
-            ("same folio", 1, WORK // size),
-            ("64 MiB of folios", POOL // size, POOL // size),
-        ):
-            core(blocks, calls)
+        for where, work in (("same folio", SAME), ("64 MiB of folios", NEXT)):
+            calls = max(work // size, 1)
+            step = calls * size if work == NEXT else 0
             times = [[] for _ in sides]
+            at = 0
             for _ in range(TURNS):
                 # Each leaves the caches in a state of its own to the next.
-                for at in rng.sample(range(len(sides)), len(sides)):
-                    times[at].append(sides[at](blocks, calls))
+                for i in rng.sample(range(len(sides)), len(sides)):
+                    times[i].append(sides[i](at, calls + 1 if step else 1, calls))
+                    at = (at + step) % POOL
             mine, *others = map(median, times)
             found[f"{where}, libc"] = others[0] / mine
             found[f"{where}, best"] = min(others) / mine
@@ -136,7 +138,8 @@ def test_clear_huge_page(benchmark, booted, timing, place, ratio, kib, fault):
     lib, ffi = timing
     benchmark.group = f"zero {kib}K"
     size = kib * KIB
-    nr = size >> booted.arena.page_shift
+    shift = booted.arena.page_shift
+    nr = size >> shift
     page = nr // 2 if fault == "middle" else 0
     pfn, address = place(0)
     vk = ffi.cast("void *", int(booted.core.ffi.cast("uintptr_t", booted.vk)))
@@ -144,8 +147,8 @@ def test_clear_huge_page(benchmark, booted, timing, place, ratio, kib, fault):
     ratio(
         f"zero, {fault} page",
         size,
-        lambda pool, calls: lib.clear_core(clear, vk, pfn, nr, page, pool, calls),
-        lambda pool, calls: lib.clear_libc(address, size, pool, calls),
+        lambda at, *calls: lib.clear_core(clear, vk, pfn + (at >> shift), nr, page, *calls),
+        lambda at, *calls: lib.clear_libc(address + at, size, *calls),
         int(ffi.cast("uintptr_t", address)),
     )
     benchmark(booted.arena.ops.clear_huge_page, pfn, nr, page)
@@ -163,15 +166,18 @@ def test_copy_pages(benchmark, booted, timing, place, ratio, kib):
     lib, ffi = timing
     benchmark.group = f"copy {kib}K"
     size = kib * KIB
-    nr = size >> booted.arena.page_shift
+    shift = booted.arena.page_shift
+    nr = size >> shift
     (to, to_address), (source, source_address) = place(0), place(1)
     vk = ffi.cast("void *", int(booted.core.ffi.cast("uintptr_t", booted.vk)))
     copy = function(booted, "copy_pages")
     ratio(
         "copy",
         size,
-        lambda pool, calls: lib.copy_core(copy, vk, to, source, nr, pool, calls),
-        lambda pool, calls: lib.copy_libc(to_address, source_address, size, pool, calls),
+        lambda at, *calls: lib.copy_core(
+            copy, vk, to + (at >> shift), source + (at >> shift), nr, *calls
+        ),
+        lambda at, *calls: lib.copy_libc(to_address + at, source_address + at, size, *calls),
         int(ffi.cast("uintptr_t", to_address)),
         int(ffi.cast("uintptr_t", source_address)),
     )

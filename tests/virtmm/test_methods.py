@@ -22,9 +22,42 @@ def test_the_worse_case_decides():
     assert methods.nearest_to_best({0: (100, 100), 1: (90, 300)}) == 0
 
 
-def test_of_equals_the_first():
-    assert methods.nearest_to_best({0: (120, 100), 3: (101, 102), 5: (100, 100)}) == 3
-    assert methods.nearest_to_best({0: (0, 0), 1: (0, 0)}) == 0
+def test_the_first_unless_it_is_clearly_worse():
+    assert methods.nearest_to_best({0: (104, 100), 3: (101, 102), 5: (100, 100)}) == 0
+    assert methods.nearest_to_best({0: (106, 100), 3: (101, 102), 5: (100, 100)}) == 5
+
+
+class Host:
+    """A core whose methods take the time that they are said to take, times the host's load."""
+
+    def __init__(self, monkeypatch, times, loads):
+        self.ffi, self.lib, self.NULL = self, self, None
+        self.now, self.times, self.load = 0, times, iter(loads)
+        self.runs = dict.fromkeys(times, 0)
+        monkeypatch.setattr(methods, "perf_counter_ns", lambda: self.now)
+
+    def method_run(self, method, to, source, size, step, blocks):
+        hot, cold = self.times[method]
+        self.runs[method] += blocks if step else 0
+        self.now += blocks * (cold if step else hot) * next(self.load)
+
+
+def test_load_that_comes_and_goes_does_not_matter(monkeypatch):
+    loads = [load for turn in range(30) for load in [1 + 4 * (turn % 3)] * 4]
+    host = Host(monkeypatch, {0: (100, 100), 2: (90, 100)}, loads)
+    assert methods._times(host, 0, None, 4096, [0, 2]) == {0: [1, 1], 2: [0.9, 1]}
+    once = [1] * 10 + [50] + [1] * 100
+    host = Host(monkeypatch, {0: (100, 100), 2: (90, 100)}, once)
+    assert methods._times(host, 0, None, 4096, [0, 2]) == {0: [1, 1], 2: [0.9, 1]}
+
+
+def test_what_is_far_behind_is_left_out(monkeypatch):
+    times = {0: (200, 100), 1: (100, 100), 2: (100, 130), 3: (100, 120)}
+    host = Host(monkeypatch, times, [1] * 400)
+    assert list(methods._times(host, 0, None, 4096, [0, 1, 2, 3])) == [0, 1, 3]
+    assert host.runs[2] < host.runs[3] == host.runs[0], (
+        "libc's stays: the others are compared with it"
+    )
 
 
 def test_a_machine_without_contents_measures_nothing(unmeasured):
