@@ -38,13 +38,13 @@ def port(tmp_path):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("arch.py", "young=Attr.bit(5)", "young=Attr.bit(6)", "foo.pte.dirty: bit 6 overlaps young"),
-        ("arch.py", "), 43", "), 44", "foo.geometries[13]: page shift and levels sum to 43, va_bits is 44"),
+        ("arch.py", "young=Attr.bit(5)", "young=Attr.bit(6)", "foo.pte.dirty: bit 6 overlaps young; give one of them another bit"),
+        ("arch.py", "), 43", "), 44", "foo.geometries[13]: page shift and levels sum to 43, va_bits is 44; correct one of them"),
         (
             "arch.py", "43, 5", "43, 4.585",
             "foo.geometries[13].cont_order: 4.585 is not log2 of a power of two of entries, 0 to 10",
         ),
-        ("arch.py", "cont=Attr.bit(10),", "", "foo.geometries[13].cont_order: 5 needs a bit, pte.cont"),
+        ("arch.py", "cont=Attr.bit(10),", "", "foo.geometries[13].cont_order: 5 needs a bit, pte.cont; give it, or 0 here"),
         (
             "Kconfig", "default 10", "default 9",
             "foo.geometries[13].levels.pte: 10 bits make huge pages of that order, "
