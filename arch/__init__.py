@@ -29,11 +29,16 @@ def arch_folder(name: str, arch_dir: Path | None = None) -> Path:
         if name not in names():
             raise ArchError(f"unknown architecture {name!r}; choose one of: {', '.join(names())}")
         return _here / name
-    if not arch_dir.is_dir():
-        what = "not a folder; name the one it is in" if arch_dir.exists() else "no such folder"
-        raise ArchError(f"{arch_dir}: {what}")
-    if not (arch_dir / "arch.py").is_file():
-        raise ArchError(f"{arch_dir}: no arch.py in it; virtmm new-arch writes a folder with one")
+    try:
+        if not arch_dir.is_dir():
+            what = "not a folder; name the one it is in" if arch_dir.exists() else "no such folder"
+            raise ArchError(f"{arch_dir}: {what}")
+        if not (arch_dir / "arch.py").is_file():
+            raise ArchError(
+                f"{arch_dir}: no arch.py in it; virtmm new-arch writes a folder with one"
+            )
+    except OSError as e:
+        raise ArchError(f"{arch_dir}: {e.strerror}") from None
     return arch_dir
 
 

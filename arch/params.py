@@ -398,4 +398,5 @@ class ArchParams:
             if g.page_shift == page_shift:
                 return g
         have = ", ".join(f"{1 << g.page_shift >> 10}K" for g in self.geometries)
-        raise ArchError(f"{self.name}: no {1 << page_shift >> 10}K base pages; it has {have}")
+        size = f"{1 << page_shift >> 10}K" if page_shift >= 10 else f"2**{page_shift} byte"
+        raise ArchError(f"{self.name}: no {size} base pages; it has {have}")

@@ -142,14 +142,19 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
     kconf = open_kconfig(arch, arch_dir)
     problems = assign(kconf, layers)
     if not problems:
-        problems = [_one_line(text) for text in kconf.warnings]
+        problems = [_one_line(text, kconf.folder) for text in kconf.warnings]
     if problems:
         raise ConfigError(_foreign(kconf, arch, layers) or "\n".join(problems))
     values = _values(kconf)
+    where = _shown(arch_folder(arch, arch_dir) / "Kconfig")
     for symbol in ("PAGE_SHIFT", "ARCH_FORCE_MAX_ORDER"):
         if symbol not in values:
-            where = _shown(arch_folder(arch, arch_dir) / "Kconfig")
             raise ConfigError(f"{where}: {symbol} has no value; define it with a default")
+    symbol = load_arch(arch, arch_dir).kconfig_symbol
+    if values.get(symbol) is not True:
+        raise ConfigError(
+            f"{arch}.kconfig_symbol: {symbol} is not y; define it def_bool y in {where}"
+        )
     digest = hashlib.sha256(repr(sorted(values.items())).encode())
     return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest(), arch_dir)
 
@@ -231,12 +236,12 @@ def find_defconfig(folder: Path, name: str | Path) -> Path:
     file = configs / (
         "defconfig" if name == "defconfig" else f"{name.removesuffix('_defconfig')}_defconfig"
     )
-    if file.is_file():
+    if _is_file(file):
         return file
-    if Path(name).suffix and Path(name).is_file():
+    if Path(name).suffix and _is_file(Path(name)):
         return Path(name)
     have = _names(configs, "_defconfig")
-    if (configs / "defconfig").is_file():
+    if _is_file(configs / "defconfig"):
         have.append("defconfig")
     raise ConfigError(
         f"{folder.name} has no defconfig {name!r}; choose one of: {', '.join(have) or 'none'}"
@@ -252,14 +257,22 @@ def find_fragment(folder: Path, name: str | Path) -> Path:
     places = (folder / "configs", topdir() / "configs")
     for place in places:
         file = place / f"{name.removesuffix('.config')}.config"
-        if file.is_file():
+        if _is_file(file):
             return file
-    if Path(name).suffix and Path(name).is_file():
+    if Path(name).suffix and _is_file(Path(name)):
         return Path(name)
     have = [n for place in places for n in _names(place, ".config")]
     raise ConfigError(
         f"{folder.name} has no fragment {name!r}; choose one of: {', '.join(have) or 'none'}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file; ConfigError when that cannot be known."""
+    try:
+        return path.is_file()
+    except OSError as e:
+        raise ConfigError(f"{_shown(path)}: {e.strerror}") from None
 
 
 def _shown(path: Path) -> str:
@@ -312,7 +325,14 @@ def parse_set(text: str) -> Assignment:
 
 
 class _Kconfig(kconfiglib.Kconfig):  # type: ignore[misc]  # kconfiglib has no types
-    """A Kconfig tree; unlike the base class it has room for further attributes."""
+    """
+    A Kconfig tree.
+
+    Attributes:
+        folder: the architecture's, as Kconfig calls it and as messages show it.
+    """
+
+    folder: tuple[str, str]
 
 
 @contextlib.contextmanager
@@ -342,24 +362,29 @@ def open_kconfig(arch: str, arch_dir: Path | None = None) -> _Kconfig:
         ArchError: no such architecture.
     """
     folder = arch_folder(arch, arch_dir)
-    if not (folder / "Kconfig").is_file():
-        raise ConfigError(f"{folder}: no Kconfig in it; virtmm new-arch writes one")
+    if not _is_file(folder / "Kconfig"):
+        raise ConfigError(
+            f"{_shown(folder / 'Kconfig')}: no such file; write it, as Documentation/arch/porting.md says"
+        )
     top = topdir()
     # Relative, also to a folder outside the tree, so that "arch/$(SRCARCH)/Kconfig" finds it.
     srcarch = os.path.relpath(folder.resolve(), top / "arch")
+    shown = (f"arch/{srcarch}", _shown(folder))
     try:
         with _environment({"srctree": str(top), "ARCH": arch, "SRCARCH": srcarch}):
             kconf = _Kconfig(str(top / "Kconfig"), warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as e:
-        raise ConfigError(_one_line(str(e))) from None
+        raise ConfigError(_one_line(str(e), shown)) from None
     if kconf.warnings:
-        raise ConfigError("\n".join(_one_line(text) for text in kconf.warnings))
+        raise ConfigError("\n".join(_one_line(text, shown) for text in kconf.warnings))
+    kconf.folder = shown
     kconf.config_header = f"#\n# {kconf.mainmenu_text}\n#\n"
     return kconf
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.removeprefix("warning: ").split())
+def _one_line(text: str, folder: tuple[str, str]) -> str:
+    """Return a message of Kconfig's as one line; ``folder`` as it calls it, and as messages show it."""
+    return " ".join(text.removeprefix("warning: ").split()).replace(*folder)
 
 
 def config_text(kconf: _Kconfig, minimal: bool = False) -> str:

@@ -297,6 +297,9 @@ def test_a_page_size_that_an_architecture_has_not():
         GOOD.geometry(16)
     with pytest.raises(ArchError, match="arm64: no 8K base pages; it has 4K, 16K, 64K"):
         load_arch("arm64").geometry(13)
+    for shift in (-1, 3):
+        with pytest.raises(ArchError, match=rf"x86: no 2\*\*{shift} byte base pages; it has 4K"):
+            GOOD.geometry(shift)
 
 
 def test_a_description_cannot_be_changed_later():

@@ -60,7 +60,7 @@ def port(tmp_path):
         ),
         (
             "Kconfig", "config FOO\n", "config BAR\n",
-            "foo.kconfig_symbol: FOO is not y in defconfig; Kconfig defines it def_bool y",
+            "foo.kconfig_symbol: FOO is not y; define it def_bool y in foo/Kconfig",
         ),
         ("arch.py", '"pte": ', '"entry": ', "foo.sources: no 'pte'; say where it is from"),
         (
