@@ -27,8 +27,9 @@ ENTRY_SHIFT = 3
 MAX_TABLE_ORDER = 4
 # Address arithmetic of the core is 64 bits wide, ends of mappings included.
 MAX_VA_BITS = 63
-# Less than this has no room for a program, its heap and its stack.
+# Less than this, in PMD entries and in pages, has no room for a program, its heap and its stack.
 LEAST_PMDS = 4
+LEAST_PAGES = 1024
 LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
 _TUPLE = "a tuple; write (Geometry(...),), with the comma"
 
@@ -329,12 +330,12 @@ class Geometry:
             raise ArchError(
                 f"{where}.task_size: {self.task_size:#x} is not whole pages up to 2**{self.va_bits}"
             )
-        pmd_size = 1 << self.page_shift + self.pmd_order
         end, name = (self.task_size, "task_size") if self.task_size else (1 << total, "va_bits")
-        if end < LEAST_PMDS * pmd_size:
+        least = max(LEAST_PMDS << self.pmd_order, LEAST_PAGES) << self.page_shift
+        if end < least:
             raise ArchError(
-                f"{where}.{name}: user addresses end at {end:#x}, with room for less than "
-                f"{LEAST_PMDS} PMD entries of {pmd_size:#x} bytes; give programs more"
+                f"{where}.{name}: user addresses end at {end:#x}, a program needs {least:#x} "
+                f"({LEAST_PMDS} PMD entries and {LEAST_PAGES} pages); give it more"
             )
 
 

@@ -230,9 +230,14 @@ def test_a_pfn_field_of_its_own_place():
             "or index bits of the first",
         ),
         (
+            geometry(levels=(Level("pmd", 6), Level("pte", 2)), va_bits=20),
+            "x86.geometries[12].va_bits: user addresses end at 0x100000, a program needs 0x400000 (4 PMD "
+            "entries and 1024 pages); give it more",
+        ),
+        (
             geometry(levels=(Level("pmd", 1), Level("pte", 9)), va_bits=22),
-            "x86.geometries[12].va_bits: user addresses end at 0x400000, with room for less than 4 PMD "
-            "entries of 0x200000 bytes; give programs more",
+            "x86.geometries[12].va_bits: user addresses end at 0x400000, a program needs 0x800000 (4 PMD "
+            "entries and 1024 pages); give it more",
         ),
         (
             GOOD.geometries[0],
@@ -272,8 +277,8 @@ def test_the_end_of_user_addresses(size):
     assert message == (f"x86.geometries[12].task_size: {size:#x} is not whole pages up to 2**48")
     message = refusal(geometries=(dataclasses.replace(good, task_size=8192),))
     assert message == (
-        "x86.geometries[12].task_size: user addresses end at 0x2000, with room for less than 4 PMD "
-        "entries of 0x200000 bytes; give programs more"
+        "x86.geometries[12].task_size: user addresses end at 0x2000, a program needs 0x800000 (4 PMD "
+        "entries and 1024 pages); give it more"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from virtmm.tools.commands.kernels import arch_option
 from virtmm.tools.commands.output import TRACE
+from virtmm.tools.report.cost import cost_tables
 
 from virtmm import topdir
 from virtmm.arch_check import arch_check
@@ -38,7 +39,7 @@ def new_arch_command(name: str, page: str, levels: str, cont: str, parent: Path 
 def arch_check_command(arch: str, arch_dir: Path | None) -> None:
     """Check an architecture on each of its kernels: a line a check, status 1 when one fails."""
     failed = False
-    for outcome in arch_check(arch, arch_dir):
+    for outcome in arch_check(arch, arch_dir, cost_tables):
         click.echo(f"{outcome.check:12} {outcome.status:8} {outcome.text}")
         failed |= outcome.status == "FAILED"
     if failed:
