@@ -79,10 +79,12 @@ def _broken(path: Path, e: BaseException) -> ArchError:
     """Return what went wrong in a description as one line, with the line of the file where it did."""
     if isinstance(e, OSError) and e.filename:
         return ArchError(f"{path}: {e.strerror}")
+    linecache.checkcache(str(path))
     lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
     if isinstance(e, SyntaxError):
         lines = [e.lineno]
-    where = f"{path}:{lines[-1]}" if lines else f"{path}"
+    line = (lines[-1] if lines else 0) or 0  # 0: none of this file's
+    where = f"{path}:{line}" if line else f"{path}"
     text = e.msg if isinstance(e, SyntaxError) else " ".join(str(e).split())
-    source = linecache.getline(str(path), lines[-1] or 0).strip() if lines else ""
+    source = linecache.getline(str(path), line).strip()
     return ArchError(f"{where}: {type(e).__name__}: {text}" + (f" ({source})" if source else ""))

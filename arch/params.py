@@ -372,6 +372,8 @@ class ArchParams:
 
     def __post_init__(self) -> None:
         """Check every field; raises ArchError with field and value."""
+        for text in ("name", "machine", "kconfig_symbol"):
+            _want_type(f"{self.name}.{text}", getattr(self, text), str, "a string")
         _want_type(f"{self.name}.geometries", self.geometries, tuple, _TUPLE)
         for i, g in enumerate(self.geometries):
             _want_type(f"{self.name}.geometries[{i}]", g, Geometry, "a Geometry")

@@ -279,7 +279,7 @@ def _shown(path: Path) -> str:
     """Return a path as messages show it: relative to the tree when it is in there."""
     try:
         return str(path.resolve().relative_to(topdir()))
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or a link to itself
         return str(path)
 
 

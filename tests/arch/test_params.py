@@ -158,6 +158,15 @@ def test_fields_have_their_types(changes, message):
     assert refusal(**changes) == f"x86.pte.{message}"
 
 
+def test_names_are_strings():
+    for name in ("machine", "kconfig_symbol"):
+        assert refusal(**{name: 5}) == f"x86.{name}: 5 is not a string"
+    assert refusal(name=None) == "None.name: None is not a string"
+    assert refusal(sources=5) == "x86.sources: 5 is not a dict, field to source"
+    with pytest.raises(ArchError, match=r"^x86.pte: None is not a PteFormat$"):
+        dataclasses.replace(GOOD, pte=None)
+
+
 @pytest.mark.parametrize("number", [-1, 64])
 def test_a_bit_that_no_entry_has(number):
     for make in (Attr.bit, Attr.inverted):
@@ -365,6 +374,7 @@ def test_a_folder_outside_the_tree(outside):
             "X = 1\nARCH = 1 // 0\n",
             "arch.py:2: ZeroDivisionError: integer division or modulo by zero (ARCH",
         ),
+        ("\0", "arch.py: SyntaxError: source code string cannot contain null bytes"),
         ("raise SystemExit(0)\n", "arch.py:1: SystemExit: 0 (raise SystemExit(0))"),
         (
             "import sys\nsys.nope()\n",

@@ -371,6 +371,14 @@ def test_arch_without_kconfig(tmp_path):
     assert error("arm64", tmp_path / "x", arch_dir=folder) == message
 
 
+def test_a_kconfig_that_links_to_itself(tmp_path):
+    folder = arch_with(tmp_path, "")
+    (folder / "Kconfig").unlink()
+    (folder / "Kconfig").symlink_to("Kconfig")
+    (tmp_path / "x").write_text("")
+    assert "Kconfig: no such file" in error("arm64", tmp_path / "x", arch_dir=folder)
+
+
 def test_names_that_no_file_can_have():
     name = "a" * 301
     assert error("arm64", name) == f"arch/arm64/configs/{name}_defconfig: File name too long"
