@@ -20,7 +20,7 @@ from virtmm.check_entries import (
     check_set_ptes,
 )
 from virtmm.check_running import check_benchmark, check_golden, check_huge, check_twins
-from virtmm.kbuild import BuildError
+from virtmm.kbuild import BuildError, compile_cores
 from virtmm.kconfig import ConfigError
 from virtmm.subject import CheckError, Subject, want
 
@@ -54,7 +54,7 @@ def check_fields(s: Subject) -> str:
 
 
 def check_kconfig(s: Subject) -> str:
-    """Every kernel resolved when the subject was made; each page size has its base-page kernel."""
+    """Every kernel resolved when the subject was made, and compiles; each page size has one of base pages."""
     for g in s.arch.geometries:
         name = f"baseline_{1 << g.page_shift >> 10}k"
         where = f"{s.folder.name}/configs/{name}_defconfig"
@@ -66,6 +66,7 @@ def check_kconfig(s: Subject) -> str:
         )
         base = s.kernels[name]["ANON_POLICY_BASE"]
         want(bool(base), f"{where}: ANON_POLICY_BASE is n; it is the kernel of base pages")
+    compile_cores(s.variants())
     return f"{len(s.kernels)} kernels"
 
 

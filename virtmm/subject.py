@@ -13,6 +13,7 @@ from virtmm.machine import Machine
 from virtmm.mm.debug_vm import VmBug, validate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from virtmm.arch.params import ArchParams
@@ -49,13 +50,23 @@ class Subject:
             s.name for s in symbols if any(other.name == "CONTPTE" for other, _ in s.selects)
         ]
 
+    def resolve(self, kernel: str, *sets: str) -> ResolvedConfig:
+        """Return the configuration of a kernel with further settings."""
+        config = self.kernels[kernel]
+        sets = (f"MEMORY_MB={config['MEMORY_MB']}", *sets)
+        return resolve(config.arch, kernel, sets=sets, arch_dir=config.arch_dir)
+
+    def variants(self) -> Iterator[ResolvedConfig]:
+        """Yield the configurations that the checks boot, as far as their cores may differ."""
+        for kernel, config in self.kernels.items():
+            yield config
+            for symbol in self.contpte if config.get("TRANSPARENT_HUGEPAGE") else ():
+                yield self.resolve(kernel, f"{symbol}=y")
+
     def boot(self, kernel: str, *sets: str) -> Machine:
         """Boot a kernel with further settings; memory sizes that it has are all on."""
         config = self.kernels[kernel]
-        sets = (f"MEMORY_MB={config['MEMORY_MB']}", *sets)
-        machine = Machine(
-            resolve(config.arch, kernel, sets=sets, arch_dir=config.arch_dir),
-        )
+        machine = Machine(self.resolve(kernel, *sets))
         if config.get("TRANSPARENT_HUGEPAGE"):
             machine.set("enabled", "always")
         if config.get("ANON_POLICY_MTHP"):
