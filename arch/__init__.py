@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import linecache
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from virtmm.arch.params import ArchError, ArchParams
@@ -18,9 +20,24 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in _here.glob("*/arch.py"))
 
 
+def loadable() -> Iterator[ArchParams]:
+    """Yield the architectures in the tree; a port that cannot be loaded yet is left out."""
+    for name in names():
+        with contextlib.suppress(ArchError):
+            yield load_arch(name)
+
+
 def reference() -> str:
-    """Return the architecture that commands take where none is named; its arch.py says that it is it."""
-    return next(name for name in names() if load_arch(name).reference)
+    """
+    Return the architecture that commands take where none is named; its arch.py says that it is it.
+
+    Raises:
+        ArchError: none does.
+    """
+    for arch in loadable():
+        if arch.reference:
+            return arch.name
+    raise ArchError(f"{_here}: no architecture has reference=True; give it to one")
 
 
 def arch_folder(name: str, arch_dir: Path | None = None) -> Path:

@@ -39,14 +39,14 @@ def check_huge(s: Subject) -> str:
             want(
                 len(found) == 1 << order and {p.order for p in found} == {order},
                 f"geometries.levels.pte: a huge fault of {kernel} maps {len(found)} pages, "
-                f"not 1 << {order}",
+                f"not 1 << {order}; look at levels and leaf",
             )
             m.mprotect(1, size, page, PROT_READ)
             split = list(m.mapped_pages(1, size, 2 * size))
             same = [(p.address, p.folio, p.offset) for p in found]
             want(
                 [(p.address, p.folio, p.offset) for p in split] == same,
-                f"pte.leaf: splitting a huge entry of {kernel} changes its pages",
+                f"pte.leaf: splitting a huge entry of {kernel} changes its pages; look at leaf and user",
             )
             validate(m.k)
     return f"order {', '.join(map(str, sorted(orders)))}"

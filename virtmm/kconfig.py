@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 import kconfiglib
 
 from virtmm import topdir
-from virtmm.arch import arch_folder, load_arch
-from virtmm.arch import names as arch_names
+from virtmm.arch import arch_folder, load_arch, loadable
 from virtmm.arch import reference as reference_arch
 
 # Raised here too, and tools/ may not look into arch/: its public name for them.
@@ -161,7 +160,7 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
 
 def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> str:
     """Return that a layer is another architecture's, so that its symbols are unknown here; or nothing."""
-    others = {load_arch(name).kconfig_symbol: name for name in arch_names()}
+    others = {other.kconfig_symbol: other.name for other in loadable()}
     for a in (a for layer in layers for a in layer if a.symbol in others and a.value == "y"):
         if a.symbol not in kconf.syms:
             other = others[a.symbol]
@@ -180,9 +179,9 @@ def default_arch() -> str:
 def host_arch() -> str:
     """Return the architecture of this machine; ArchError when no folder below arch/ is it."""
     machine = platform.machine()
-    for name in arch_names():
-        if load_arch(name).machine == machine:
-            return name
+    for arch in loadable():
+        if arch.machine == machine:
+            return arch.name
     raise ArchError(f"{machine}: no architecture below arch/ is this machine's; add one")
 
 

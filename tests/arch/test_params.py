@@ -2,10 +2,13 @@
 """The contract of an architecture: what contradicts itself is refused, with field and value."""
 
 import dataclasses
+import shutil
 
 import pytest
-from virtmm.arch import load_arch, names, reference
+from virtmm.arch import load_arch, loadable, names, reference
 from virtmm.arch.params import ArchError, ArchParams, Attr, Geometry, Level
+
+from virtmm import topdir
 
 LEVELS = tuple(Level(name, 9) for name in ("pgd", "pud", "pmd", "pte"))
 GOOD = load_arch("x86")
@@ -438,6 +441,20 @@ def test_contiguous_blocks_need_their_bit():
     assert params(geometries=(good,), cont=Attr.bit(58)).geometries == (good,)
     message = refusal(geometries=(good,))
     assert message == "x86.geometries[12].cont_order: 4 needs a bit, pte.cont; give it, or 0 here"
+
+
+def test_a_port_that_is_not_right_yet_is_in_nobodys_way(tmp_path, monkeypatch):
+    for name in ("alpha", "arm64"):
+        shutil.copytree(topdir() / "arch" / name, tmp_path / name)
+    monkeypatch.setattr("virtmm.arch._here", tmp_path)
+    for text in ("raise SystemExit(0)\n", "ARCH = 5\n"):
+        (tmp_path / "alpha" / "arch.py").write_text(text)
+        assert names() == ["alpha", "arm64"]
+        assert reference() == "arm64"
+        assert [arch.name for arch in loadable()] == ["arm64"]
+    shutil.rmtree(tmp_path / "arm64")
+    with pytest.raises(ArchError, match=r"no architecture has reference=True; give it to one$"):
+        reference()
 
 
 def test_one_architecture_is_the_reference():
