@@ -374,6 +374,9 @@ def open_kconfig(arch: str, arch_dir: Path | None = None) -> _Kconfig:
             kconf = _Kconfig(str(top / "Kconfig"), warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as e:
         raise ConfigError(_one_line(str(e), shown)) from None
+    except Exception as e:  # kconfiglib's own mistakes, about lines in the wrong place
+        text = f"{shown[1]}/Kconfig: not in the form of Kconfig ({type(e).__name__}: {e})"
+        raise ConfigError(_one_line(text, shown)) from None
     if kconf.warnings:
         raise ConfigError("\n".join(_one_line(text, shown) for text in kconf.warnings))
     kconf.folder = shown

@@ -349,6 +349,10 @@ def arch_with(tmp_path, kconfig):
         ("config A\n\tbool\n\tdefault 3\n\tint\n", "at FOLDER/Kconfig:1"),
         ('source "nowhere"\n', "nowhere"),
         (
+            'menu "M"\n\tprompt "x"\n',
+            "FOLDER/Kconfig: not in the form of Kconfig (AttributeError: ",
+        ),
+        (
             "config A\n\tdef_bool y\n",
             "arm64.kconfig_symbol: ARM64 is not y; define it def_bool y in FOLDER/Kconfig",
         ),
