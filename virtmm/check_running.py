@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from virtmm.accesses import Accesses
 from virtmm.golden_traces import golden_traces
+from virtmm.mm import pgtable
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.vm_flags import PROT_READ
 from virtmm.subject import want
@@ -24,32 +25,47 @@ _PAGES, _TURNS = 512, 3
 
 
 def check_huge(s: Subject) -> str:
-    """A huge leaf maps what its order says, and splits into the same pages."""
+    """A huge leaf maps what its order says, and splits into the same pages with the same bits."""
     orders = set()
     for kernel, config in s.kernels.items():
-        if not config.get("TRANSPARENT_HUGEPAGE"):
-            continue
-        with s.boot(kernel) as m:
-            size, page, order = m.k.pmd_size, m.page_size, m.k.pmd_order
-            orders.add(order)
-            m.spawn(1)
-            m.mmap(1, size, size)
-            m.touch(1, size, True)
-            found = list(m.mapped_pages(1, size, 2 * size))
-            want(
-                len(found) == 1 << order and {p.order for p in found} == {order},
-                f"geometries.levels.pte: a huge fault of {kernel} maps {len(found)} pages, "
-                f"not 1 << {order}; look at levels and leaf",
-            )
-            m.mprotect(1, size, page, PROT_READ)
-            split = list(m.mapped_pages(1, size, 2 * size))
-            same = [(p.address, p.folio, p.offset) for p in found]
-            want(
-                [(p.address, p.folio, p.offset) for p in split] == same,
-                f"pte.leaf: splitting a huge entry of {kernel} changes its pages; look at leaf and user",
-            )
-            validate(m.k)
+        for setting in RUNS if config.get("TRANSPARENT_HUGEPAGE") else ():
+            with s.boot(kernel, setting) as m:
+                orders.add(m.k.pmd_order)
+                m.spawn(1)
+                m.mmap(1, m.k.pmd_size, m.k.pmd_size)
+                m.touch(1, m.k.pmd_size, True)
+                _split(m, f"{kernel}, {setting}")
     return f"order {', '.join(map(str, sorted(orders)))}"
+
+
+def _split(m: Machine, where: str) -> None:
+    """Split the huge entry of process 1 by protecting its first page."""
+    k, size, order = m.k, m.k.pmd_size, m.k.pmd_order
+    found = list(m.mapped_pages(1, size, 2 * size))
+    want(
+        len(found) == 1 << order and {p.order for p in found} == {order},
+        f"geometries.levels.pte: a huge fault maps {len(found)} pages, not 1 << {order} ({where}); "
+        "look at levels and leaf",
+    )
+    [(_, huge, _)] = pgtable.walk_page_table(k, m._mm(1), size, 2 * size)
+    m.mprotect(1, size, m.page_size, PROT_READ)
+    split = list(m.mapped_pages(1, size, 2 * size))
+    want(
+        [(p.address, p.folio, p.offset) for p in split]
+        == [(p.address, p.folio, p.offset) for p in found],
+        f"pte.leaf: splitting a huge entry changes its pages ({where}); look at leaf and user",
+    )
+    first = pgtable.pmd_to_pte(k, huge)
+    for i, (address, entry, _) in enumerate(pgtable.walk_page_table(k, m._mm(1), size, 2 * size)):
+        wanted = first + (i << k.pfn_shift)
+        if not i:
+            wanted = pgtable.pte_wrprotect(k, wanted)
+        want(
+            entry & ~k.cont_bit == wanted,
+            f"pte.leaf: the huge entry {huge:#x} splits into {entry:#x} at {address:#x}, bits "
+            f"{entry & ~k.cont_bit ^ wanted:#x} are not as they were ({where}); look at leaf and user",
+        )
+    validate(k)
 
 
 def check_golden(s: Subject) -> str:

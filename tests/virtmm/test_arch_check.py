@@ -265,6 +265,32 @@ def test_each_check_can_fail(folder, monkeypatch, module, name, wrong, check, me
     assert (found, text[: len(message)]) == (check, message)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda k, entry: pgtable.pte_mkold(k, entry), "pte.leaf: the huge entry 0x"),
+        (
+            lambda k, entry: entry + (1 << k.pfn_shift),
+            "pte.leaf: splitting a huge entry changes its ",
+        ),
+    ],
+)
+def test_a_split_can_fail(folder, monkeypatch, wrong, message):
+    real = pgtable.pmd_to_pte
+    monkeypatch.setattr("virtmm.mm.huge_memory.pmd_to_pte", lambda k, pmd: wrong(k, real(k, pmd)))
+    found, text = failure(folder)
+    assert (found, text[: len(message)]) == ("huge leaf", message)
+
+
+def test_a_huge_fault_can_fail(folder, monkeypatch):
+    monkeypatch.setattr(Machine, "set", lambda *_: None)
+    assert failure(folder) == (
+        "huge leaf",
+        "geometries.levels.pte: a huge fault maps 1 pages, not 1 << 10 (defconfig, FAST_FAULT=y); "
+        "look at levels and leaf",
+    )
+
+
 def test_the_twins_can_differ(folder, monkeypatch):
     """Without the dirty bit in Python's entries the digest is another."""
     monkeypatch.setattr("virtmm.mm.fault.pte_mkdirty", lambda k, pte: pte)
