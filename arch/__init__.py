@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import linecache
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from virtmm.arch.params import ArchError, ArchParams
@@ -16,19 +20,43 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in _here.glob("*/arch.py"))
 
 
+def loadable() -> Iterator[ArchParams]:
+    """Yield the architectures in the tree; a port that cannot be loaded yet is left out."""
+    for name in names():
+        with contextlib.suppress(ArchError):
+            yield load_arch(name)
+
+
 def reference() -> str:
-    """Return the architecture that commands take where none is named; its arch.py says that it is it."""
-    return next(name for name in names() if load_arch(name).reference)
+    """
+    Return the architecture that commands take where none is named; its arch.py says that it is it.
+
+    Raises:
+        ArchError: none does.
+    """
+    for arch in loadable():
+        if arch.reference:
+            return arch.name
+    raise ArchError(f"{_here}: no architecture has reference=True; give it to one")
 
 
 def arch_folder(name: str, arch_dir: Path | None = None) -> Path:
     """Return the folder of an architecture; ``arch_dir`` is one outside the tree."""
-    folder = arch_dir if arch_dir is not None else _here / name
-    if not (folder / "arch.py").is_file():
-        if arch_dir is not None:
-            raise ArchError(f"{folder}: no arch.py in it; virtmm new-arch writes one")
-        raise ArchError(f"unknown architecture {name!r}; choose one of: {', '.join(names())}")
-    return folder
+    if arch_dir is None:
+        if name not in names():
+            raise ArchError(f"unknown architecture {name!r}; choose one of: {', '.join(names())}")
+        return _here / name
+    try:
+        if not arch_dir.is_dir():
+            what = "not a folder; name the one it is in" if arch_dir.exists() else "no such folder"
+            raise ArchError(f"{arch_dir}: {what}")
+        if not (arch_dir / "arch.py").is_file():
+            raise ArchError(
+                f"{arch_dir}: no arch.py in it; virtmm new-arch writes a folder with one"
+            )
+    except OSError as e:
+        raise ArchError(f"{arch_dir}: {e.strerror}") from None
+    return arch_dir
 
 
 def load_arch(name: str, arch_dir: Path | None = None) -> ArchParams:
@@ -48,11 +76,32 @@ def load_arch(name: str, arch_dir: Path | None = None) -> ArchParams:
     except ArchError:
         raise
     except AttributeError as e:
-        raise ArchError(f"{path}: {e}; arch.py binds one global, ARCH = ArchParams(...)") from None
-    except (SyntaxError, ImportError, TypeError) as e:
-        raise ArchError(f"{path}: {e}") from None
+        if e.obj is not module:
+            raise _broken(path, e) from None
+        raise ArchError(
+            f"{path}: no ARCH; arch.py binds one global, ARCH = ArchParams(...)"
+        ) from None
+    except (Exception, SystemExit) as e:  # whatever a file of someone else's does
+        raise _broken(path, e) from None
     if not isinstance(arch, ArchParams):
         raise ArchError(f"{path}: ARCH is {type(arch).__name__}, not ArchParams")
     if arch.name != name:
-        raise ArchError(f"{path}: ARCH.name is {arch.name!r}, asked for {name!r}")
+        raise ArchError(
+            f"{path}: ARCH.name is {arch.name!r}, asked for {name!r}; an architecture has its folder's name"
+        )
     return arch
+
+
+def _broken(path: Path, e: BaseException) -> ArchError:
+    """Return what went wrong in a description as one line, with the line of the file where it did."""
+    if isinstance(e, OSError) and e.filename:
+        return ArchError(f"{path}: {e.strerror}")
+    linecache.checkcache(str(path))
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+    if isinstance(e, SyntaxError):
+        lines = [e.lineno]
+    line = (lines[-1] if lines else 0) or 0  # 0: none of this file's
+    where = f"{path}:{line}" if line else f"{path}"
+    text = e.msg if isinstance(e, SyntaxError) else " ".join(str(e).split())
+    source = linecache.getline(str(path), line).strip()
+    return ArchError(f"{where}: {type(e).__name__}: {text}" + (f" ({source})" if source else ""))

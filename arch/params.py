@@ -25,10 +25,34 @@ ENTRY_BITS = 64
 ENTRY_SHIFT = 3
 # The largest table that a kernel has: 64K, with 4K pages (the root of powerpc's radix tree).
 MAX_TABLE_ORDER = 4
+# Address arithmetic of the core is 64 bits wide, ends of mappings included.
+MAX_VA_BITS = 63
+# Less than this, in PMD entries and in pages, has no room for a program, its heap and its stack.
+LEAST_PMDS = 4
+LEAST_PAGES = 1024
+LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
+_TUPLE = "a tuple; write (Geometry(...),), with the comma"
 
 
 class ArchError(Exception):
     """An architecture description is missing or contradicts itself."""
+
+
+def _bit(number: int) -> int:
+    if not 0 <= number < ENTRY_BITS:
+        raise ValueError(f"bit {number} is not one of 0 to {ENTRY_BITS - 1}")
+    return 1 << number
+
+
+def _bits(mask: int) -> list[int]:
+    """Return the numbers of the bits that are 1."""
+    return [b for b in range(ENTRY_BITS) if mask >> b & 1]
+
+
+def _want_type(where: str, value: object, kind: type, text: str) -> None:
+    """Raise ArchError unless a field has the type that it is declared with."""
+    if not isinstance(value, kind):
+        raise ArchError(f"{where}: {value!r} is not {text}")
 
 
 @dataclass(frozen=True)
@@ -47,16 +71,18 @@ class Attr:
 
     @staticmethod
     def bit(number: int) -> Attr:
-        """Attribute that is on when bit ``number`` is 1."""
-        return Attr(1 << number, 1 << number)
+        """Attribute that is on when bit ``number`` is 1; ValueError when an entry has no such bit."""
+        return Attr(_bit(number), _bit(number))
 
     @staticmethod
     def inverted(number: int) -> Attr:
-        """Attribute that is on when bit ``number`` is 0."""
-        return Attr(1 << number, 0, 1 << number)
+        """Attribute that is on when bit ``number`` is 0; ValueError when an entry has no such bit."""
+        return Attr(_bit(number), 0, _bit(number))
 
     def check(self, where: str) -> None:
         """Raise ArchError unless on and off are two different values inside the mask."""
+        for value in (self.mask, self.on, self.off):
+            _want_type(where, value, int, "an integer; write Attr.bit(n), or Attr(mask, on, off)")
         if not 0 < self.mask < 1 << ENTRY_BITS:
             raise ArchError(f"{where}: mask {self.mask:#x} is not a {ENTRY_BITS}-bit mask")
         if (self.on | self.off) & ~self.mask or self.on == self.off:
@@ -69,6 +95,9 @@ class Attr:
 class PteFormat:
     """
     The bits of a page-table entry, the same at every level.
+
+    Each attribute has bits of its own. Only present and prot_none may share some, as they do where the
+    two are one field of the machine's, and ``user`` has bits of present and leaf.
 
     Attributes:
         user: bits set in every user leaf entry besides the attributes below (type, cacheability, user).
@@ -116,30 +145,98 @@ class PteFormat:
         return page_shift + self.address_shift if self.pfn_pos is None else self.pfn_pos
 
     def check(self, where: str, page_shift: int) -> None:
-        """Raise ArchError, naming the field and the bit, when fields overlap or do not fit."""
-        pfn = self.pfn_mask(page_shift)
-        if pfn >> ENTRY_BITS:
-            raise ArchError(f"{where}.pfn_bits: {self.pfn_bits} reach beyond bit {ENTRY_BITS - 1}")
-        taken: dict[int, str] = {b: "pfn" for b in range(ENTRY_BITS) if pfn >> b & 1}
-        for name, attr in self.attributes().items():
+        """Raise ArchError, naming the field, the value and the bit, when fields overlap or do not fit."""
+        self._check_types(where)
+        self._check_pfn(where, page_shift)
+        fields = self.attributes()
+        for name, attr in fields.items():
             attr.check(f"{where}.{name}")
-            if name in ("present", "leaf", "prot_none"):
-                continue  # these may share bits with one another: they are read in different states
-            for b in (b for b in range(ENTRY_BITS) if attr.mask >> b & 1):
-                if b in taken:
-                    raise ArchError(f"{where}.{name}: bit {b} overlaps {taken[b]}")
-                taken[b] = name
-        for name in ("present", "leaf", "prot_none"):
-            if getattr(self, name).mask & pfn:
-                raise ArchError(f"{where}.{name}: mask {getattr(self, name).mask:#x} overlaps pfn")
+        pfn = dict.fromkeys(_bits(self.pfn_mask(page_shift)), "pfn")
+        marks = dict(pfn)
+        for name in ("present", "prot_none", "leaf"):
+            mask = fields.pop(name).mask
+            _check_free(f"{where}.{name}", mask, marks if name == "leaf" else pfn)
+            marks |= dict.fromkeys(_bits(mask), name)
         for name in ("user", "table"):
             value = getattr(self, name)
-            if value & pfn:
-                raise ArchError(f"{where}.{name}: {value:#x} overlaps pfn")
+            _check_free(f"{where}.{name}", value, pfn)
             if value & self.present.mask != self.present.on:
-                raise ArchError(f"{where}.{name}: {value:#x} is not present")
+                raise ArchError(
+                    f"{where}.{name}: {value:#x} is not present; put {self.present.on:#x} in"
+                )
+        taken = dict.fromkeys(_bits(self.user), "user") | marks
+        for name, attr in fields.items():
+            _check_free(f"{where}.{name}", attr.mask, taken)
+            taken |= dict.fromkeys(_bits(attr.mask), name)
         if self.table & self.leaf.mask == self.leaf.on:
-            raise ArchError(f"{where}.table: {self.table:#x} reads as a leaf")
+            raise ArchError(
+                f"{where}.table: {self.table:#x} reads as a leaf; "
+                f"bits {self.leaf.mask:#x} must be {self.leaf.off:#x}"
+            )
+        self._check_none(where)
+
+    def _check_types(self, where: str) -> None:
+        for name, value in self.__dict__.items():
+            if name in ("user", "table"):
+                _want_type(f"{where}.{name}", value, int, "an integer")
+                if not 0 <= value < 1 << ENTRY_BITS:
+                    raise ArchError(
+                        f"{where}.{name}: {value:#x} is not a {ENTRY_BITS}-bit value; "
+                        f"bits are 0 to {ENTRY_BITS - 1}"
+                    )
+            elif name in ("pfn_pos", "pfn_bits", "address_shift"):
+                if value is not None or name != "pfn_pos":
+                    _want_type(f"{where}.{name}", value, int, "an integer")
+            elif value is not None or name != "cont":
+                _want_type(f"{where}.{name}", value, Attr, "an Attr; write Attr.bit(n)")
+
+    def _check_pfn(self, where: str, page_shift: int) -> None:
+        if self.pfn_pos is not None and not 0 <= self.pfn_pos < ENTRY_BITS:
+            raise ArchError(
+                f"{where}.pfn_pos: {self.pfn_pos} is no bit of an entry, 0 to {ENTRY_BITS - 1}; "
+                "None = at the page shift"
+            )
+        if not 0 <= self.address_shift < ENTRY_BITS:
+            raise ArchError(
+                f"{where}.address_shift: {self.address_shift} bits, 0 to {ENTRY_BITS - 1} can be"
+            )
+        least = 1 if self.pfn_pos is not None else page_shift + 1
+        if self.pfn_bits < least:
+            raise ArchError(
+                f"{where}.pfn_bits: {self.pfn_bits} bits name no page of 2**{page_shift} bytes; "
+                f"at least {least}"
+            )
+        if self.pfn_mask(page_shift) >> ENTRY_BITS:
+            start = self.address_shift if self.pfn_pos is None else self.pfn_pos
+            raise ArchError(
+                f"{where}.pfn_bits: {self.pfn_bits} reach beyond bit {ENTRY_BITS - 1}; "
+                f"at most {ENTRY_BITS - start}"
+            )
+
+    def _check_none(self, where: str) -> None:
+        """An empty entry, a present one and one of a PROT_NONE mapping are told from one another."""
+        present, none = self.present, self.prot_none
+        if not present.on:
+            raise ArchError(
+                f"{where}.present: on {present.on:#x}, so that an empty entry, 0, is present; "
+                "take a bit that is 1 in every entry"
+            )
+        if not (self.user & ~none.mask | none.off) & present.mask == present.on:
+            raise ArchError(
+                f"{where}.prot_none: off {none.off:#x} is not present; keep {present.on:#x} in it"
+            )
+        off = self.user & ~present.mask | present.off
+        if (off & ~none.mask | none.on) & present.mask == present.on:
+            raise ArchError(
+                f"{where}.prot_none: on {none.on:#x} is present too; it must not have {present.on:#x}"
+            )
+
+
+def _check_free(where: str, mask: int, taken: dict[int, str]) -> None:
+    """Raise ArchError when a bit of a field is another's; ``taken`` is bit -> field."""
+    for b in _bits(mask):
+        if b in taken:
+            raise ArchError(f"{where}: bit {b} overlaps {taken[b]}; give one of them another bit")
 
 
 @dataclass(frozen=True)
@@ -159,7 +256,8 @@ class Geometry:
         page_shift: log2 of the base page in bytes (PAGE_SHIFT).
         levels: from the root to ``pte``; the last two must be named ``pmd`` and ``pte``. Index bits are
             log2 of PTRS_PER_PGD to PTRS_PER_PTE; folded levels are left out.
-        va_bits: bits of a user address that the table translates: page_shift and all index bits.
+        va_bits: bits of a user address that the table translates: page_shift and all index bits, at
+            most 63.
         cont_order: log2 of the last-level entries in a contiguous block (CONT_PTES); 0 = none.
         task_size: first address in bytes that no user mapping reaches (TASK_SIZE); 0 = 2**va_bits.
     """
@@ -185,8 +283,20 @@ class Geometry:
 
     def check(self, where: str) -> None:
         """Raise ArchError when the levels do not add up."""
+        for name in ("page_shift", "va_bits", "task_size"):
+            _want_type(f"{where}.{name}", getattr(self, name), int, "an integer")
         if not 12 <= self.page_shift <= 16:
             raise ArchError(f"{where}.page_shift: {self.page_shift} is not 12 to 16")
+        _want_type(f"{where}.levels", self.levels, tuple, "a tuple; write (Level(...), Level(...))")
+        for i, lv in enumerate(self.levels):
+            _want_type(f"{where}.levels[{i}]", lv, Level, "a Level; write Level(name, bits)")
+            _want_type(f"{where}.levels[{i}].bits", lv.bits, int, "an integer")
+        names = [lv.name for lv in self.levels]
+        if names != [n for n in LEVEL_NAMES if n in names]:
+            raise ArchError(
+                f"{where}.levels: {', '.join(map(str, names))} are not in the order "
+                f"{', '.join(LEVEL_NAMES)}, each once; folded levels are left out"
+            )
         if len(self.levels) < 2 or [lv.name for lv in self.levels[-2:]] != ["pmd", "pte"]:
             raise ArchError(f"{where}.levels: the last two levels must be pmd and pte")
         for lv in self.levels:
@@ -196,6 +306,10 @@ class Geometry:
                     f"{where}.levels.{lv.name}: {lv.bits} bits do not fit a table of "
                     f"{1 << MAX_TABLE_ORDER} pages (at most {most})"
                 )
+        if self.pmd_order < 2:
+            raise ArchError(
+                f"{where}.levels.pte: 1 bit makes a huge page of 2 pages; at least 4, so 2 bits"
+            )
         if not isinstance(self.cont_order, int) or not 0 <= self.cont_order <= self.pmd_order:
             raise ArchError(
                 f"{where}.cont_order: {self.cont_order} is not log2 of a power of two of entries, "
@@ -204,11 +318,24 @@ class Geometry:
         total = self.page_shift + sum(lv.bits for lv in self.levels)
         if total != self.va_bits:
             raise ArchError(
-                f"{where}: page shift and levels sum to {total}, va_bits is {self.va_bits}"
+                f"{where}: page shift and levels sum to {total}, va_bits is {self.va_bits}; "
+                "correct one of them"
+            )
+        if self.va_bits > MAX_VA_BITS:
+            raise ArchError(
+                f"{where}.va_bits: {self.va_bits}, user addresses have at most {MAX_VA_BITS} bits; "
+                "leave out a level, or index bits of the first"
             )
         if self.task_size % (1 << self.page_shift) or not 0 <= self.task_size <= 1 << self.va_bits:
             raise ArchError(
                 f"{where}.task_size: {self.task_size:#x} is not whole pages up to 2**{self.va_bits}"
+            )
+        end, name = (self.task_size, "task_size") if self.task_size else (1 << total, "va_bits")
+        least = max(LEAST_PMDS << self.pmd_order, LEAST_PAGES) << self.page_shift
+        if end < least:
+            raise ArchError(
+                f"{where}.{name}: user addresses end at {end:#x}, a program needs {least:#x} "
+                f"({LEAST_PMDS} PMD entries and {LEAST_PAGES} pages); give it more"
             )
 
 
@@ -245,6 +372,13 @@ class ArchParams:
 
     def __post_init__(self) -> None:
         """Check every field; raises ArchError with field and value."""
+        for text in ("name", "machine", "kconfig_symbol"):
+            _want_type(f"{self.name}.{text}", getattr(self, text), str, "a string")
+        _want_type(f"{self.name}.geometries", self.geometries, tuple, _TUPLE)
+        for i, g in enumerate(self.geometries):
+            _want_type(f"{self.name}.geometries[{i}]", g, Geometry, "a Geometry")
+        _want_type(f"{self.name}.pte", self.pte, PteFormat, "a PteFormat")
+        _want_type(f"{self.name}.sources", self.sources, Mapping, "a dict, field to source")
         if not self.geometries:
             raise ArchError(f"{self.name}.geometries: empty; name at least one base page size")
         shifts = [g.page_shift for g in self.geometries]
@@ -256,7 +390,9 @@ class ArchParams:
             where = f"{self.name}.geometries[{g.page_shift}]"
             g.check(where)
             if g.cont_order and self.pte.cont is None:
-                raise ArchError(f"{where}.cont_order: {g.cont_order} needs a bit, pte.cont")
+                raise ArchError(
+                    f"{where}.cont_order: {g.cont_order} needs a bit, pte.cont; give it, or 0 here"
+                )
             self.pte.check(f"{self.name}.pte", g.page_shift)
 
     def geometry(self, page_shift: int) -> Geometry:
@@ -265,4 +401,5 @@ class ArchParams:
             if g.page_shift == page_shift:
                 return g
         have = ", ".join(f"{1 << g.page_shift >> 10}K" for g in self.geometries)
-        raise ArchError(f"{self.name}: no {1 << page_shift >> 10}K base pages; it has {have}")
+        size = f"{1 << page_shift >> 10}K" if page_shift >= 10 else f"2**{page_shift} byte"
+        raise ArchError(f"{self.name}: no {size} base pages; it has {have}")

@@ -13,8 +13,9 @@ from virtmm.arch import load_arch, names
 from virtmm.arch.params import ArchParams, Geometry
 
 from scripts.document import TOP, write_or_check
-from virtmm.arch_check import Subject, missing
+from virtmm.arch_check import missing
 from virtmm.kconfig import defconfigs, fragment_names, resolve
+from virtmm.subject import Subject
 
 OUTPUT = TOP / "Documentation" / "architectures.md"
 

@@ -86,6 +86,18 @@ def test_several_cores_in_one_process(cache):
     assert len({core.hash for core in cores.values()}) == 3
 
 
+def test_several_cores_at_once(cache, monkeypatch):
+    """Kernels that need the same core have it compiled once; a compiler that fails is one error."""
+    kernels = [resolve("x86", name) for name in ("defconfig", "baseline_4k", "linux-6.12")]
+    kbuild.compile_cores([*kernels, kernels[0]])
+    assert len(list(cache.glob("x86-*/_core*.so"))) == len(list(cache.iterdir())) == 2
+    monkeypatch.setattr(build_core, "compile_core", None)  # nothing is left to compile
+    kbuild.compile_cores(kernels)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(BuildError, match="no C compiler 'no-such-compiler'"):
+        kbuild.compile_cores(kernels)
+
+
 def test_a_core_is_loaded_once(cache):
     config, arch = resolve("x86"), load_arch("x86")
     assert kbuild.load_core(config, arch).lib is kbuild.load_core(config, arch).lib

@@ -145,14 +145,19 @@ def check_settings(
     """Raise what boot() would raise about the configuration and the settings, and do nothing else."""
     arch = load_arch(config.arch, arch_dir or config.arch_dir)
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
-    _check_huge(arch, geometry, config)
+    _check_orders(arch, geometry, config)
     _, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
     _check_memory(arch, geometry, machine_config(config, mem))
 
 
-def _check_huge(arch: ArchParams, geometry: Geometry, config: ResolvedConfig) -> None:
-    """Raise ArchError when the buddy allocator has no block for a huge page."""
+def _check_orders(arch: ArchParams, geometry: Geometry, config: ResolvedConfig) -> None:
+    """Raise ArchError when the buddy allocator has no block of an order that is asked for."""
     most = int(config["ARCH_FORCE_MAX_ORDER"])
+    if not 0 <= most < layout.NR_ORDERS:
+        raise ArchError(
+            f"{arch.name}: ARCH_FORCE_MAX_ORDER={most}, the buddy allocator has orders 0 to "
+            f"{layout.NR_ORDERS - 1}; change its default in Kconfig"
+        )
     if config.get("TRANSPARENT_HUGEPAGE") and geometry.pmd_order > most:
         raise ArchError(
             f"{arch.name}.geometries[{geometry.page_shift}].levels.pte: {geometry.pmd_order} bits make "
@@ -207,7 +212,7 @@ def boot(
         )
     arch = load_arch(config.arch, arch_dir or config.arch_dir)
     geometry = arch.geometry(int(config["PAGE_SHIFT"]))
-    _check_huge(arch, geometry, config)
+    _check_orders(arch, geometry, config)
     knobs, mem = KnobSet.of(config, geometry.pmd_order).after_boot(settings)
     mm_config = machine_config(config, mem)
     _check_memory(arch, geometry, mm_config)

@@ -7,7 +7,9 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,26 @@ def load_core_of(config: ResolvedConfig) -> Core | None:
     if not config.get("C_RANGES", True):
         return None
     return load_core(config, load_arch(config.arch, config.arch_dir))
+
+
+def compile_cores(configs: Iterable[ResolvedConfig]) -> None:
+    """
+    Compile the cores of several kernels that the cache has not, as many at a time as there are processors.
+
+    Raises:
+        BuildError: one of them cannot be compiled.
+    """
+    sources = sorted((topdir() / "csrc").glob("*.[ch]"))
+    different = {
+        (int(c["PAGE_SHIFT"]), build_core.autoconf_h(sources, c.values)): c for c in configs
+    }
+    # Processes: a compilation takes standard output and error for itself.
+    with get_context("fork").Pool(min(len(different), len(os.sched_getaffinity(0)))) as pool:
+        pool.map(_compile, different.values(), chunksize=1)
+
+
+def _compile(config: ResolvedConfig) -> None:
+    load_core_of(config)
 
 
 def load_core(config: ResolvedConfig, arch: ArchParams) -> Core:

@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 import kconfiglib
 
 from virtmm import topdir
-from virtmm.arch import arch_folder, load_arch
-from virtmm.arch import names as arch_names
+from virtmm.arch import arch_folder, load_arch, loadable
 from virtmm.arch import reference as reference_arch
 
 # Raised here too, and tools/ may not look into arch/: its public name for them.
@@ -142,21 +141,26 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
     kconf = open_kconfig(arch, arch_dir)
     problems = assign(kconf, layers)
     if not problems:
-        problems = [_one_line(text) for text in kconf.warnings]
+        problems = [_one_line(text, kconf.folder) for text in kconf.warnings]
     if problems:
         raise ConfigError(_foreign(kconf, arch, layers) or "\n".join(problems))
     values = _values(kconf)
+    where = _shown(arch_folder(arch, arch_dir) / "Kconfig")
     for symbol in ("PAGE_SHIFT", "ARCH_FORCE_MAX_ORDER"):
         if symbol not in values:
-            where = _shown(arch_folder(arch, arch_dir) / "Kconfig")
             raise ConfigError(f"{where}: {symbol} has no value; define it with a default")
+    symbol = load_arch(arch, arch_dir).kconfig_symbol
+    if values.get(symbol) is not True:
+        raise ConfigError(
+            f"{arch}.kconfig_symbol: {symbol} is not y; define it def_bool y in {where}"
+        )
     digest = hashlib.sha256(repr(sorted(values.items())).encode())
     return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest(), arch_dir)
 
 
 def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> str:
     """Return that a layer is another architecture's, so that its symbols are unknown here; or nothing."""
-    others = {load_arch(name).kconfig_symbol: name for name in arch_names()}
+    others = {other.kconfig_symbol: other.name for other in loadable()}
     for a in (a for layer in layers for a in layer if a.symbol in others and a.value == "y"):
         if a.symbol not in kconf.syms:
             other = others[a.symbol]
@@ -175,9 +179,9 @@ def default_arch() -> str:
 def host_arch() -> str:
     """Return the architecture of this machine; ArchError when no folder below arch/ is it."""
     machine = platform.machine()
-    for name in arch_names():
-        if load_arch(name).machine == machine:
-            return name
+    for arch in loadable():
+        if arch.machine == machine:
+            return arch.name
     raise ArchError(f"{machine}: no architecture below arch/ is this machine's; add one")
 
 
@@ -231,12 +235,12 @@ def find_defconfig(folder: Path, name: str | Path) -> Path:
     file = configs / (
         "defconfig" if name == "defconfig" else f"{name.removesuffix('_defconfig')}_defconfig"
     )
-    if file.is_file():
+    if _is_file(file):
         return file
-    if Path(name).suffix and Path(name).is_file():
+    if Path(name).suffix and _is_file(Path(name)):
         return Path(name)
     have = _names(configs, "_defconfig")
-    if (configs / "defconfig").is_file():
+    if _is_file(configs / "defconfig"):
         have.append("defconfig")
     raise ConfigError(
         f"{folder.name} has no defconfig {name!r}; choose one of: {', '.join(have) or 'none'}"
@@ -252,9 +256,9 @@ def find_fragment(folder: Path, name: str | Path) -> Path:
     places = (folder / "configs", topdir() / "configs")
     for place in places:
         file = place / f"{name.removesuffix('.config')}.config"
-        if file.is_file():
+        if _is_file(file):
             return file
-    if Path(name).suffix and Path(name).is_file():
+    if Path(name).suffix and _is_file(Path(name)):
         return Path(name)
     have = [n for place in places for n in _names(place, ".config")]
     raise ConfigError(
@@ -262,11 +266,19 @@ def find_fragment(folder: Path, name: str | Path) -> Path:
     )
 
 
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file; ConfigError when that cannot be known."""
+    try:
+        return path.is_file()
+    except OSError as e:
+        raise ConfigError(f"{_shown(path)}: {e.strerror}") from None
+
+
 def _shown(path: Path) -> str:
     """Return a path as messages show it: relative to the tree when it is in there."""
     try:
         return str(path.resolve().relative_to(topdir()))
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or a link to itself
         return str(path)
 
 
@@ -312,7 +324,14 @@ def parse_set(text: str) -> Assignment:
 
 
 class _Kconfig(kconfiglib.Kconfig):  # type: ignore[misc]  # kconfiglib has no types
-    """A Kconfig tree; unlike the base class it has room for further attributes."""
+    """
+    A Kconfig tree.
+
+    Attributes:
+        folder: the architecture's, as Kconfig calls it and as messages show it.
+    """
+
+    folder: tuple[str, str]
 
 
 @contextlib.contextmanager
@@ -342,24 +361,32 @@ def open_kconfig(arch: str, arch_dir: Path | None = None) -> _Kconfig:
         ArchError: no such architecture.
     """
     folder = arch_folder(arch, arch_dir)
-    if not (folder / "Kconfig").is_file():
-        raise ConfigError(f"{folder}: no Kconfig in it; virtmm new-arch writes one")
+    if not _is_file(folder / "Kconfig"):
+        raise ConfigError(
+            f"{_shown(folder / 'Kconfig')}: no such file; write it, as Documentation/arch/porting.md says"
+        )
     top = topdir()
     # Relative, also to a folder outside the tree, so that "arch/$(SRCARCH)/Kconfig" finds it.
     srcarch = os.path.relpath(folder.resolve(), top / "arch")
+    shown = (f"arch/{srcarch}", _shown(folder))
     try:
         with _environment({"srctree": str(top), "ARCH": arch, "SRCARCH": srcarch}):
             kconf = _Kconfig(str(top / "Kconfig"), warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as e:
-        raise ConfigError(_one_line(str(e))) from None
+        raise ConfigError(_one_line(str(e), shown)) from None
+    except Exception as e:  # kconfiglib's own mistakes, about lines in the wrong place
+        text = f"{shown[1]}/Kconfig: not in the form of Kconfig ({type(e).__name__}: {e})"
+        raise ConfigError(_one_line(text, shown)) from None
     if kconf.warnings:
-        raise ConfigError("\n".join(_one_line(text) for text in kconf.warnings))
+        raise ConfigError("\n".join(_one_line(text, shown) for text in kconf.warnings))
+    kconf.folder = shown
     kconf.config_header = f"#\n# {kconf.mainmenu_text}\n#\n"
     return kconf
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.removeprefix("warning: ").split())
+def _one_line(text: str, folder: tuple[str, str]) -> str:
+    """Return a message of Kconfig's as one line; ``folder`` as it calls it, and as messages show it."""
+    return " ".join(text.removeprefix("warning: ").split()).replace(*folder)
 
 
 def config_text(kconf: _Kconfig, minimal: bool = False) -> str:

@@ -2,13 +2,17 @@
 """The contract of an architecture: what contradicts itself is refused, with field and value."""
 
 import dataclasses
+import shutil
 
 import pytest
-from virtmm.arch import load_arch, names, reference
+from virtmm.arch import load_arch, loadable, names, reference
 from virtmm.arch.params import ArchError, ArchParams, Attr, Geometry, Level
+
+from virtmm import topdir
 
 LEVELS = tuple(Level(name, 9) for name in ("pgd", "pud", "pmd", "pte"))
 GOOD = load_arch("x86")
+OTHER = "; give one of them another bit"
 
 
 def params(**changes):
@@ -52,13 +56,13 @@ def test_two_attributes_share_no_bit(name, other):
 
 @pytest.mark.parametrize("name", ["write", "young", "dirty", "special", "exec"])
 def test_an_attribute_stays_out_of_the_pfn(name):
-    assert refusal(**{name: Attr.bit(12)}) == f"x86.pte.{name}: bit 12 overlaps pfn"
+    assert refusal(**{name: Attr.bit(12)}) == f"x86.pte.{name}: bit 12 overlaps pfn{OTHER}"
 
 
 @pytest.mark.parametrize("name", ["present", "leaf", "prot_none"])
 def test_marks_stay_out_of_the_pfn(name):
     changes = {name: Attr.bit(20)}
-    assert refusal(**changes) == f"x86.pte.{name}: mask 0x100000 overlaps pfn"
+    assert refusal(**changes) == f"x86.pte.{name}: bit 20 overlaps pfn{OTHER}"
 
 
 @pytest.mark.parametrize(
@@ -78,20 +82,99 @@ def test_on_and_off_are_two_values_of_the_mask(attr, message):
 @pytest.mark.parametrize("name", ["user", "table"])
 def test_fixed_bits_are_present_and_leave_the_pfn_alone(name):
     value = getattr(GOOD.pte, name)
-    assert refusal(**{name: value & ~1}) == f"x86.pte.{name}: {value & ~1:#x} is not present"
-    assert (
-        refusal(**{name: value | 1 << 30}) == f"x86.pte.{name}: {value | 1 << 30:#x} overlaps pfn"
-    )
+    message = f"x86.pte.{name}: {value & ~1:#x} is not present; put 0x1 in"
+    assert refusal(**{name: value & ~1}) == message
+    assert refusal(**{name: value | 1 << 30}) == f"x86.pte.{name}: bit 30 overlaps pfn{OTHER}"
 
 
 def test_a_table_entry_is_no_leaf():
     value = GOOD.pte.table | 1 << 7
-    assert refusal(table=value) == f"x86.pte.table: {value:#x} reads as a leaf"
+    message = f"x86.pte.table: {value:#x} reads as a leaf; bits 0x80 must be 0x0"
+    assert refusal(table=value) == message
 
 
 def test_the_pfn_fits_the_entry():
-    assert refusal(pfn_bits=65) == "x86.pte.pfn_bits: 65 reach beyond bit 63"
-    assert refusal(pfn_pos=30, pfn_bits=40) == "x86.pte.pfn_bits: 40 reach beyond bit 63"
+    assert refusal(pfn_bits=65) == "x86.pte.pfn_bits: 65 reach beyond bit 63; at most 64"
+    message = "x86.pte.pfn_bits: 40 reach beyond bit 63; at most 34"
+    assert refusal(pfn_pos=30, pfn_bits=40) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pfn_bits": 10}, "pfn_bits: 10 bits name no page of 2**12 bytes; at least 13"),
+        ({"pfn_pos": 20, "pfn_bits": 0}, "pfn_bits: 0 bits name no page of 2**12 bytes; at least 1"),
+        ({"pfn_pos": 64}, "pfn_pos: 64 is no bit of an entry, 0 to 63; None = at the page shift"),
+        ({"pfn_pos": -1}, "pfn_pos: -1 is no bit of an entry, 0 to 63; None = at the page shift"),
+        ({"address_shift": -2}, "address_shift: -2 bits, 0 to 63 can be"),
+    ],
+)  # fmt: skip
+def test_a_pfn_that_is_none(changes, message):
+    assert refusal(**changes) == f"x86.pte.{message}"
+
+
+@pytest.mark.parametrize("mark", ["present", "prot_none", "leaf", "user"])
+@pytest.mark.parametrize("name", ["write", "young", "dirty", "special", "exec", "cont"])
+def test_an_attribute_has_no_bit_of_a_mark(name, mark):
+    """Setting one changes whether the entry is there, or what it is; bits of ``user`` are not free."""
+    bit = {"present": 0, "prot_none": 8, "leaf": 7, "user": 2}[mark]
+    message = refusal(**{name: Attr.bit(bit)})
+    assert message == f"x86.pte.{name}: bit {bit} overlaps {mark}{OTHER}"
+
+
+@pytest.mark.parametrize(
+    ("name", "bit"), [("write", 1), ("young", 5), ("special", 9), ("cont", 10)]
+)
+def test_user_has_no_bit_of_an_attribute(name, bit):
+    message = refusal(user=GOOD.pte.user | 1 << bit, cont=Attr.bit(10))
+    assert message == f"x86.pte.{name}: bit {bit} overlaps user{OTHER}"
+
+
+@pytest.mark.parametrize(("name", "bit"), [("present", 0), ("prot_none", 8)])
+def test_leaf_is_no_other_mark(name, bit):
+    assert refusal(leaf=Attr.bit(bit)) == f"x86.pte.leaf: bit {bit} overlaps {name}{OTHER}"
+
+
+def test_nothing_present_and_prot_none_are_told_apart():
+    message = "x86.pte.present: on 0x0, so that an empty entry, 0, is present; take a bit that is 1"
+    assert refusal(present=Attr.inverted(11)).startswith(message)
+    message = "x86.pte.prot_none: off 0x0 is not present; keep 0x1 in it"
+    assert refusal(prot_none=Attr(0x101, 0x100, 0)) == message
+    message = "x86.pte.prot_none: on 0x101 is present too; it must not have 0x1"
+    assert refusal(prot_none=Attr(0x101, 0x101, 1)) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"young": 5}, "young: 5 is not an Attr; write Attr.bit(n)"),
+        ({"cont": 52}, "cont: 52 is not an Attr; write Attr.bit(n)"),
+        ({"young": None}, "young: None is not an Attr; write Attr.bit(n)"),
+        ({"young": Attr("5", 5)}, "young: '5' is not an integer; write Attr.bit(n), or Attr(mask, on, off)"),
+        ({"pfn_bits": None}, "pfn_bits: None is not an integer"),
+        ({"user": "5"}, "user: '5' is not an integer"),
+        ({"user": 1 << 70 | 1}, "user: 0x400000000000000001 is not a 64-bit value; bits are 0 to 63"),
+        ({"table": -1}, "table: -0x1 is not a 64-bit value; bits are 0 to 63"),
+    ],
+)  # fmt: skip
+def test_fields_have_their_types(changes, message):
+    assert refusal(**changes) == f"x86.pte.{message}"
+
+
+def test_names_are_strings():
+    for name in ("machine", "kconfig_symbol"):
+        assert refusal(**{name: 5}) == f"x86.{name}: 5 is not a string"
+    assert refusal(name=None) == "None.name: None is not a string"
+    assert refusal(sources=5) == "x86.sources: 5 is not a dict, field to source"
+    with pytest.raises(ArchError, match=r"^x86.pte: None is not a PteFormat$"):
+        dataclasses.replace(GOOD, pte=None)
+
+
+@pytest.mark.parametrize("number", [-1, 64])
+def test_a_bit_that_no_entry_has(number):
+    for make in (Attr.bit, Attr.inverted):
+        with pytest.raises(ValueError, match=f"^bit {number} is not one of 0 to 63$"):
+            make(number)
 
 
 def test_a_pfn_field_of_its_own_place():
@@ -114,11 +197,11 @@ def test_a_pfn_field_of_its_own_place():
         ((), "x86.geometries: empty; name at least one base page size"),
         (
             geometry(va_bits=47),
-            "x86.geometries[12]: page shift and levels sum to 48, va_bits is 47",
+            "x86.geometries[12]: page shift and levels sum to 48, va_bits is 47; correct one of them",
         ),
         (
             geometry(levels=LEVELS[1:]),
-            "x86.geometries[12]: page shift and levels sum to 39, va_bits is 48",
+            "x86.geometries[12]: page shift and levels sum to 39, va_bits is 48; correct one of them",
         ),
         (geometry(levels=()), "x86.geometries[12].levels: the last two levels must be pmd and pte"),
         (
@@ -137,6 +220,52 @@ def test_a_pfn_field_of_its_own_place():
             geometry(levels=(Level("pgd", 0), *LEVELS[1:])),
             "x86.geometries[12].levels.pgd: 0 bits do not fit a table of 16 pages (at most 13)",
         ),
+        (
+            geometry(levels=(Level("pmd", 9), Level("pgd", 9), *LEVELS[2:])),
+            "x86.geometries[12].levels: pmd, pgd, pmd, pte are not in the order pgd, p4d, pud, pmd, "
+            "pte, each once; folded levels are left out",
+        ),
+        (
+            geometry(levels=(Level("root", 9), *LEVELS[1:])),
+            "x86.geometries[12].levels: root, pud, pmd, pte are not in the order pgd, p4d, pud, pmd, "
+            "pte, each once; folded levels are left out",
+        ),
+        (
+            geometry(levels=(Level("pmd", 10), Level("pte", 1)), va_bits=23),
+            "x86.geometries[12].levels.pte: 1 bit makes a huge page of 2 pages; at least 4, so 2 bits",
+        ),
+        (
+            geometry(
+                16, (Level("pgd", 12), Level("pud", 12), Level("pmd", 12), Level("pte", 12)), 64
+            ),
+            "x86.geometries[16].va_bits: 64, user addresses have at most 63 bits; leave out a level, "
+            "or index bits of the first",
+        ),
+        (
+            geometry(levels=(Level("pmd", 6), Level("pte", 2)), va_bits=20),
+            "x86.geometries[12].va_bits: user addresses end at 0x100000, a program needs 0x400000 (4 PMD "
+            "entries and 1024 pages); give it more",
+        ),
+        (
+            geometry(levels=(Level("pmd", 1), Level("pte", 9)), va_bits=22),
+            "x86.geometries[12].va_bits: user addresses end at 0x400000, a program needs 0x800000 (4 PMD "
+            "entries and 1024 pages); give it more",
+        ),
+        (
+            GOOD.geometries[0],
+            "x86.geometries: " + repr(GOOD.geometries[0]) + " is not a tuple; "
+            "write (Geometry(...),), with the comma",
+        ),
+        ((5,), "x86.geometries[0]: 5 is not a Geometry"),
+        (
+            geometry(levels=LEVELS[0]),
+            f"x86.geometries[12].levels: {LEVELS[0]} is not a tuple; write (Level(...), Level(...))",
+        ),
+        (
+            geometry(levels=(9, 9)),
+            "x86.geometries[12].levels[0]: 9 is not a Level; write Level(name, bits)",
+        ),
+        (geometry(va_bits="48"), "x86.geometries[12].va_bits: '48' is not an integer"),
         (geometry(shift=11), "x86.geometries[11].page_shift: 11 is not 12 to 16"),
         (geometry(shift=17), "x86.geometries[17].page_shift: 17 is not 12 to 16"),
         (geometry() * 2, "x86.geometries: page shifts [12, 12] are not ascending"),
@@ -158,6 +287,11 @@ def test_the_end_of_user_addresses(size):
     assert params(geometries=(good,)).geometries == (good,)
     message = refusal(geometries=(dataclasses.replace(good, task_size=size),))
     assert message == (f"x86.geometries[12].task_size: {size:#x} is not whole pages up to 2**48")
+    message = refusal(geometries=(dataclasses.replace(good, task_size=8192),))
+    assert message == (
+        "x86.geometries[12].task_size: user addresses end at 0x2000, a program needs 0x800000 (4 PMD "
+        "entries and 1024 pages); give it more"
+    )
 
 
 def test_tags_are_cleared_by_who_clears_the_page():
@@ -172,7 +306,7 @@ def test_an_entry_format_is_checked_for_every_page_size():
     arch = params(geometries=(large,), young=Attr.bit(12))
     assert arch.geometry(14).pmd_order == 11
     message = refusal(geometries=(GOOD.geometries[0], large), young=Attr.bit(12))
-    assert message == "x86.pte.young: bit 12 overlaps pfn"
+    assert message == f"x86.pte.young: bit 12 overlaps pfn{OTHER}"
 
 
 def test_a_page_size_that_an_architecture_has_not():
@@ -180,6 +314,9 @@ def test_a_page_size_that_an_architecture_has_not():
         GOOD.geometry(16)
     with pytest.raises(ArchError, match="arm64: no 8K base pages; it has 4K, 16K, 64K"):
         load_arch("arm64").geometry(13)
+    for shift in (-1, 3):
+        with pytest.raises(ArchError, match=rf"x86: no 2\*\*{shift} byte base pages; it has 4K"):
+            GOOD.geometry(shift)
 
 
 def test_a_description_cannot_be_changed_later():
@@ -234,10 +371,27 @@ def test_a_folder_outside_the_tree(outside):
     [
         ("X = 1\n", "arch.py binds one global, ARCH = ArchParams(...)"),
         ("ARCH = 5\n", "ARCH is int, not ArchParams"),
-        ("ARCH = (\n", "was never closed"),
+        ("X = 1\nARCH = (\n", "arch.py:2: SyntaxError: '(' was never closed (ARCH = ()"),
         ("import nosuchmodule\n", "nosuchmodule"),
+        (
+            "X = 1\nARCH = 1 // 0\n",
+            "arch.py:2: ZeroDivisionError: integer division or modulo by zero (ARCH",
+        ),
+        ("\0", "arch.py: SyntaxError: source code string cannot contain null bytes"),
+        ("raise SystemExit(0)\n", "arch.py:1: SystemExit: 0 (raise SystemExit(0))"),
+        (
+            "import sys\nsys.nope()\n",
+            "arch.py:2: AttributeError: module 'sys' has no attribute 'nope'",
+        ),
+        (
+            "from virtmm.arch.params import Attr\n\nARCH = dict(\n  young=Attr.bit(-1),\n)\n",
+            "arch.py:4: ValueError: bit -1 is not one of 0 to 63 (young=Attr.bit(-1),)",
+        ),
         ("from virtmm.arch.params import ArchParams\nARCH = ArchParams(name='toy')\n", "missing"),
-        (COPY + 'ARCH = load_arch("x86")\n', "ARCH.name is 'x86', asked for 'toy'"),
+        (
+            COPY + 'ARCH = load_arch("x86")\n',
+            "ARCH.name is 'x86', asked for 'toy'; an architecture has its folder's name",
+        ),
         (COPY + EMPTY, "toy.geometries: empty"),
     ],
 )
@@ -251,7 +405,22 @@ def test_a_description_that_is_none(outside, text, message):
 def test_a_folder_without_a_description(tmp_path):
     with pytest.raises(ArchError) as e:
         load_arch("toy", tmp_path)
-    assert str(e.value) == f"{tmp_path}: no arch.py in it; virtmm new-arch writes one"
+    message = f"{tmp_path}: no arch.py in it; virtmm new-arch writes a folder with one"
+    assert str(e.value) == message
+
+
+def test_what_is_no_folder(outside):
+    folder = outside("ARCH = 5\n")
+    with pytest.raises(ArchError, match=r"nope: no such folder$"):
+        load_arch("toy", folder / "nope")
+    with pytest.raises(ArchError, match=r"arch.py: not a folder; name the one it is in$"):
+        load_arch("toy", folder / "arch.py")
+
+
+def test_a_description_that_cannot_be_read(tmp_path):
+    (tmp_path / "arch.py").symlink_to("/proc/self/mem")
+    with pytest.raises(ArchError, match=r"arch.py: OSError: .*Input/output error$"):
+        load_arch("toy", tmp_path)
 
 
 # Tiers
@@ -271,7 +440,21 @@ def test_contiguous_blocks_need_their_bit():
     good = dataclasses.replace(GOOD.geometries[0], cont_order=4)
     assert params(geometries=(good,), cont=Attr.bit(58)).geometries == (good,)
     message = refusal(geometries=(good,))
-    assert message == "x86.geometries[12].cont_order: 4 needs a bit, pte.cont"
+    assert message == "x86.geometries[12].cont_order: 4 needs a bit, pte.cont; give it, or 0 here"
+
+
+def test_a_port_that_is_not_right_yet_is_in_nobodys_way(tmp_path, monkeypatch):
+    for name in ("alpha", "arm64"):
+        shutil.copytree(topdir() / "arch" / name, tmp_path / name)
+    monkeypatch.setattr("virtmm.arch._here", tmp_path)
+    for text in ("raise SystemExit(0)\n", "ARCH = 5\n"):
+        (tmp_path / "alpha" / "arch.py").write_text(text)
+        assert names() == ["alpha", "arm64"]
+        assert reference() == "arm64"
+        assert [arch.name for arch in loadable()] == ["arm64"]
+    shutil.rmtree(tmp_path / "arm64")
+    with pytest.raises(ArchError, match=r"no architecture has reference=True; give it to one$"):
+        reference()
 
 
 def test_one_architecture_is_the_reference():

@@ -2,12 +2,14 @@
 """How much memory a machine may have, and what it costs the host."""
 
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
+from virtmm.arch.params import ArchError
 from virtmm.mm import layout
 
-from virtmm import kbuild
+from virtmm import kbuild, topdir
 from virtmm.boot import BootError, check_settings
 from virtmm.kconfig import ConfigError, resolve
 from virtmm.machine import Machine
@@ -78,6 +80,20 @@ def test_metadata_is_at_most_forty_bytes_a_page():
     """What grows with memory, beside the pages themselves, and an entry in a full page table."""
     counted = [a for a in layout.ARRAYS if a.count == "nr_pages" and a.name != "phys"]
     assert sum(int(a.words) * a.bits // 8 for a in counted) + 8 <= 40
+
+
+@pytest.mark.parametrize("order", [-1, 16, 50])
+def test_an_order_that_no_free_list_has(tmp_path, order):
+    folder = tmp_path / "x86"
+    shutil.copytree(topdir() / "arch" / "x86", folder)
+    text = (folder / "Kconfig").read_text()
+    (folder / "Kconfig").write_text(text.replace("default 10\n", f"default {order}\n"))
+    with pytest.raises(ArchError) as e:
+        Machine(resolve("x86", arch_dir=folder))
+    assert str(e.value) == (
+        f"x86: ARCH_FORCE_MAX_ORDER={order}, the buddy allocator has orders 0 to 15; "
+        "change its default in Kconfig"
+    )
 
 
 def _resident():

@@ -4,9 +4,11 @@
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 from virtmm.arch import names
+from virtmm.arch.params import ArchError
 
 from virtmm import topdir
 from virtmm.kconfig import (
@@ -343,23 +345,51 @@ def arch_with(tmp_path, kconfig):
 @pytest.mark.parametrize(
     ("kconfig", "message"),
     [
-        ("config\n", "Kconfig:1: "),
-        ("config A\n\tbool\n\tdefault 3\n\tint\n", "Kconfig:1"),
+        ("config\n", "FOLDER/Kconfig:1: "),
+        ("config A\n\tbool\n\tdefault 3\n\tint\n", "at FOLDER/Kconfig:1"),
         ('source "nowhere"\n', "nowhere"),
+        (
+            'menu "M"\n\tprompt "x"\n',
+            "FOLDER/Kconfig: not in the form of Kconfig (AttributeError: ",
+        ),
+        (
+            "config A\n\tdef_bool y\n",
+            "arm64.kconfig_symbol: ARM64 is not y; define it def_bool y in FOLDER/Kconfig",
+        ),
     ],
 )
 def test_wrong_kconfig_of_an_arch_names_file_and_line(kconfig, message, tmp_path):
+    numbers = "config PAGE_SHIFT\n\tint\n\tdefault 12\nconfig ARCH_FORCE_MAX_ORDER\n\tdefault 10\n"
     (tmp_path / "x").write_text("")
-    text = error("arm64", tmp_path / "x", arch_dir=arch_with(tmp_path, kconfig))
-    assert message in text
-    assert "\n" not in text
+    folder = arch_with(tmp_path, kconfig + numbers)
+    text = error("arm64", tmp_path / "x", arch_dir=folder)
+    assert message.replace("FOLDER", str(folder)) in text
+    assert "\n" not in text and "/../" not in text
 
 
 def test_arch_without_kconfig(tmp_path):
     folder = arch_with(tmp_path, "")
     (folder / "Kconfig").unlink()
     (tmp_path / "x").write_text("")
-    assert "no Kconfig in it" in error("arm64", tmp_path / "x", arch_dir=folder)
+    message = f"{folder}/Kconfig: no such file; write it, as Documentation/arch/porting.md says"
+    assert error("arm64", tmp_path / "x", arch_dir=folder) == message
+
+
+def test_a_kconfig_that_links_to_itself(tmp_path):
+    folder = arch_with(tmp_path, "")
+    (folder / "Kconfig").unlink()
+    (folder / "Kconfig").symlink_to("Kconfig")
+    (tmp_path / "x").write_text("")
+    assert "Kconfig: no such file" in error("arm64", tmp_path / "x", arch_dir=folder)
+
+
+def test_names_that_no_file_can_have():
+    name = "a" * 301
+    assert error("arm64", name) == f"arch/arm64/configs/{name}_defconfig: File name too long"
+    message = f"arch/arm64/configs/{name}.config: File name too long"
+    assert error("arm64", fragments=[name]) == message
+    with pytest.raises(ArchError, match=f"^{name}: File name too long$"):
+        resolve("arm64", arch_dir=Path(name))
 
 
 # The result

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from virtmm.tools.commands.kernels import arch_option
 from virtmm.tools.commands.output import TRACE
+from virtmm.tools.report.cost import cost_tables
 
 from virtmm import topdir
 from virtmm.arch_check import arch_check
@@ -95,7 +96,7 @@ def arch_check_command(arch: str, arch_dir: Path | None) -> None:
     The exit status is 1 when a check FAILED, and 2 when there is no such architecture.
     """
     failed = False
-    for outcome in arch_check(arch, arch_dir):
+    for outcome in arch_check(arch, arch_dir, cost_tables):
         click.echo(f"{outcome.check:12} {outcome.status:8} {outcome.text}")
         failed |= outcome.status == "FAILED"
     if failed:

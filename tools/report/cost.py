@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from virtmm import topdir
-from virtmm.kconfig import default_arch
+from virtmm.kconfig import ArchError, default_arch
 
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 COMPONENT = "component:"
@@ -178,6 +178,20 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
         simplified.append(f"no cost table for {_kib(page_size)} pages: {_kib(size)}'s is rescaled")
     plain = {e: MappingProxyType(o) for e, o in prices.items() if not e.startswith(COMPONENT)}
     return CostTable(name, MappingProxyType(plain), tuple(simplified))
+
+
+def cost_tables(folder: Path) -> str:
+    """
+    Return which tables an architecture has, "6.12 4K, 6.12 16K".
+
+    Raises:
+        ArchError: its costs.csv is malformed.
+    """
+    try:
+        tables = _read(folder / "costs.csv")
+    except CostError as e:
+        raise ArchError(str(e)) from None
+    return ", ".join(f"{release} {_kib(size)}" for release, size in tables)
 
 
 def _kib(size: int) -> str:

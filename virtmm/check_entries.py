@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Conformance checks of page-table entries: their bits, runs of them, contiguous blocks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from virtmm.mm import contpte, layout, pgtable
+from virtmm.mm.page_alloc import folio_alloc
+from virtmm.mm.ranges import PyRanges
+from virtmm.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
+from virtmm.subject import want
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from virtmm.arch.params import Attr
+    from virtmm.mm.arena import Arena
+    from virtmm.subject import Subject
+
+ATTRIBUTES = ("write", "young", "dirty", "special", "exec")
+# What to look at where an entry is wrong.
+_PFN = "look at pfn_pos, pfn_bits and address_shift"
+_MARK = "look at its mask, on and off"
+
+
+def _reads(entry: int, attr: Attr) -> bool:
+    return entry & attr.mask == attr.on
+
+
+def _entries(k: Arena) -> Iterator[tuple[int, dict[str, bool]]]:
+    """Yield an entry for each combination of attributes, and the combination."""
+    most = k.pfn_mask >> k.pfn_shift
+    for prot in (0, VM_READ):
+        for values in itertools.product((False, True), repeat=len(ATTRIBUTES)):
+            entry = pgtable.mk_pte(k, most // 3, pgtable.vm_get_page_prot(k, prot))
+            for name, on in zip(ATTRIBUTES, values, strict=True):
+                attr = getattr(k.arch.pte, name)
+                entry = entry & ~attr.mask | (attr.on if on else attr.off)
+            state = dict(zip(ATTRIBUTES, values, strict=True))
+            yield entry, state | {"present": bool(prot), "prot_none": not prot}
+
+
+def check_round_trips(s: Subject) -> str:
+    """Every page frame number comes back, with every protection, and so does each attribute."""
+    for kernel in s.page_sizes().values():
+        with s.boot(kernel, "C_RANGES=n") as m:
+            k, most = m.k, m.k.pfn_mask >> m.k.pfn_shift
+            for flags in (0, VM_READ, VM_READ | VM_WRITE, VM_READ | VM_EXEC):
+                prot = pgtable.vm_get_page_prot(k, flags)
+                for pfn in (0, most, *(1 << b for b in range(most.bit_length()))):
+                    entry = pgtable.mk_pte(k, pfn, prot)
+                    where = f"entry {entry:#x} of {kernel}"
+                    want(
+                        pgtable.pte_pfn(k, entry) == pfn,
+                        f"pte.pfn: {pfn:#x} is lost in {where}; {_PFN}",
+                    )
+                    want(pgtable.pte_present(k, entry), f"pte.present: off in {where}; {_MARK}")
+            for entry, state in _entries(k):
+                for name, on in state.items():
+                    got = _reads(entry, getattr(k.arch.pte, name))
+                    want(
+                        got == on, f"pte.{name}: {got} instead of {on} in entry {entry:#x}; {_MARK}"
+                    )
+    return "page numbers, protections, attributes"
+
+
+def check_algebra(s: Subject) -> str:
+    """pte_mkX() sets X and nothing else, as the kernel's debug_vm_pgtable wants it."""
+    for kernel in s.page_sizes().values():
+        with s.boot(kernel, "C_RANGES=n") as m:
+            k = m.k
+            for entry, state in _entries(k):
+                for name, value, call in (
+                    ("write", True, pgtable.pte_mkwrite),
+                    ("write", False, pgtable.pte_wrprotect),
+                    ("young", True, pgtable.pte_mkyoung),
+                    ("young", False, pgtable.pte_mkold),
+                    ("dirty", True, pgtable.pte_mkdirty),
+                    ("dirty", False, pgtable.pte_mkclean),
+                    ("special", True, pgtable.pte_mkspecial),
+                ):
+                    new = call(k, entry)
+                    _want_changed(k, call.__name__, entry, new, state | {name: value})
+                huge = pgtable.pmd_mkhuge(k, entry)
+                where = f"{huge:#x}, pmd_mkhuge({entry:#x}),"
+                want(
+                    pgtable.pmd_trans_huge(k, huge), f"pte.leaf: {where} reads as a table; {_MARK}"
+                )
+                want(
+                    pgtable.pmd_to_pte(k, huge) == entry,
+                    f"pte.leaf: {where} does not go back; {_MARK}",
+                )
+    return f"{2 << len(ATTRIBUTES)} entries a page size"
+
+
+def _want_changed(k: Arena, call: str, entry: int, new: int, wanted: dict[str, bool]) -> None:
+    """Raise CheckError unless ``new`` reads as wanted, and what nobody asked to change is as in ``entry``."""
+    changed = entry ^ new
+    for name, attr in k.arch.pte.attributes().items():
+        on = wanted.get(name, _reads(entry, attr))
+        where = f"pte.{name}: {call}({entry:#x}) gives {new:#x}, bits {changed & attr.mask:#x}"
+        want(_reads(new, attr) == on, f"{where}, so that it is {not on}; {_MARK}")
+    want(
+        pgtable.pte_present(k, new), f"pte.present: {call}({entry:#x}) takes the page away; {_MARK}"
+    )
+    same = pgtable.pte_pfn(k, new) == pgtable.pte_pfn(k, entry)
+    want(same, f"pte.pfn: {call}({entry:#x}) changes it, bits {changed & k.pfn_mask:#x}; {_PFN}")
+
+
+def _table(k: Arena) -> int:
+    pfn = folio_alloc(k, k.table_orders[-1], layout.PG_table, layout.ZONE_TABLE)
+    first = pfn << k.table_shift
+    k.ops.clear_ptes(first, k.pte_mask + 1)
+    return first
+
+
+def check_set_ptes(s: Subject) -> str:
+    """set_ptes() of n is n times set_pte(), in C and in Python."""
+    for kernel in s.page_sizes().values():
+        with s.boot(kernel, "C_RANGES=y") as m:
+            k, nr = m.k, m.k.pte_mask + 1
+            first, prot = _table(k), pgtable.vm_get_page_prot(m.k, VM_READ | VM_WRITE)
+            wanted = [pgtable.pte_mkdirty(k, pgtable.mk_pte(k, 7 + i, prot)) for i in range(nr)]
+            for ops, what in ((k.ops, "C"), (PyRanges(k), "Python")):
+                ops.clear_ptes(first, nr)
+                ops.set_ptes(first, wanted[0], nr)
+                for i, entry in enumerate(wanted):
+                    got = k.phys[first + i]
+                    want(
+                        got == entry,
+                        f"pte.pfn_pos: set_ptes() in {what} writes {got:#x} as entry {i}, not {entry:#x}; "
+                        f"{_PFN}",
+                    )
+    return "a whole table, C and Python"
+
+
+def check_contiguous(s: Subject) -> str:
+    """Whole blocks fold when they are written, and unfold when an entry of theirs is changed."""
+    sizes = dict[int, int]()  # page shift -> entries of a block
+    for kernel, config in s.kernels.items():
+        for symbol in s.contpte if config.get("TRANSPARENT_HUGEPAGE") else ():
+            # Where it is off as in mainline it is switched on.
+            with s.boot(kernel, f"{symbol}=y") as m:
+                if m.k.geometry.cont_order:  # another page size has it
+                    sizes[m.k.page_shift] = m.k.cont_nr
+                    _fold_and_unfold(m.k)
+    for g in s.arch.geometries:
+        want(
+            not g.cont_order or g.page_shift in sizes,
+            f"geometries[{g.page_shift}].cont_order: {g.cont_order}, and no kernel of that page size has "
+            "TRANSPARENT_HUGEPAGE=y, so that no block is ever folded; give it one",
+        )
+    return f"blocks of {', '.join(map(str, sorted(sizes.values())))} entries"
+
+
+def _fold_and_unfold(k: Arena) -> None:
+    nr, table = k.cont_nr, _table(k)
+    folio = folio_alloc(k, k.geometry.cont_order, layout.PG_table, layout.ZONE_TABLE)
+    prot = pgtable.vm_get_page_prot(k, VM_READ)
+    entry = pgtable.mk_pte(k, folio, prot)
+
+    def block_is(folded: bool, what: str) -> None:
+        """Raise CheckError unless all or no entries have the bit, and each its page."""
+        for i, found in enumerate(k.phys[table : table + nr].tolist()):
+            if found:
+                on = contpte.pte_cont(k, found)
+                want(
+                    on == folded,
+                    f"pte.cont: {on} in entry {i} of {nr}, {found:#x}, {what}; {_MARK}",
+                )
+                got = pgtable.pte_pfn(k, found)
+                want(
+                    got == folio + i,
+                    f"pte.cont: {what} changes pfn {folio + i:#x} to {got:#x}; {_PFN}",
+                )
+
+    for last in sorted({0, nr // 2, nr - 1}):
+        contpte.set_ptes(k, table, entry, nr)
+        block_is(True, "after set_ptes() of a whole block")
+        contpte.ptep_clear(k, table + last)
+        block_is(False, f"after ptep_clear() of entry {last}")
+        k.ops.clear_ptes(table, nr)
+    for i in range(nr):
+        block_is(False, f"after set_pte() of {i} entries")
+        contpte.set_pte(k, table + i, entry + (i << k.pfn_shift))
+    block_is(k.config.contpte_fold, "after set_pte() of each")
+    contpte.set_access_flags(k, table, pgtable.pte_mkwrite(k, k.phys[table]))
+    block_is(False, "after pte_mkwrite() of the first")
+    k.ops.clear_ptes(table, nr)
