@@ -8,7 +8,6 @@
 #include "vma.h"
 
 enum {
-	PROT_MTE = 0x20,
 	MAP_SHARED = 0x1,
 	MAP_GROWSDOWN = 0x100,
 	MAP_LOCKED = 0x2000,

@@ -8,10 +8,7 @@
 #include "pgtable.h"
 #include "vma.h"
 
-enum {
-	PROT_MTE = 0x20,
-	PYTHON_MUST = 1, /* nothing has changed */
-};
+enum { PYTHON_MUST = 1 }; /* nothing has changed */
 
 /* How many of nr pages are exclusive as the first, or not, as it is. */
 static u64 exclusive_batch(const struct vk *k, u64 page, u64 nr)
@@ -46,6 +43,26 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	k->work[WORK_pte_read] += 2 * nr;
 	k->work[WORK_pte_write] += nr;
 	map_ptes(k, pte, new, nr);
+}
+
+/* Change one entry, which is not none; what is counted is what change_batch() counts for it. */
+static void change_pte(struct vk *k, const u64 *vma, u64 pte, u32 exclusive)
+{
+	u64 entry = k->phys[pte];
+	u64 bit = entry & k->fault[FAULT_CONT_BIT];
+	u64 new = pte_modify(entry & ~bit, vma[VMA_PAGE_PROT]);
+
+	if (exclusive && (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE)
+		new = pte_mkwrite(new);
+	if (bit) {
+		read_blocks(k, pte, 1);
+		unfold(k, pte);
+	}
+	k->work[WORK_pte_read] += 2;
+	k->work[WORK_pte_write] += 2;
+	k->phys[pte] = new;
+	if (may_fold(k, pte))
+		try_fold(k, pte, new);
 }
 
 /*
@@ -90,7 +107,8 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 			return;
 
 		u64 page = pte_pfn(k->phys[pte]);
-		u64 folio = page_record(k, page)[PAGE_HEAD];
+		const u32 *p = page_record(k, page);
+		u64 folio = p[PAGE_HEAD];
 		const u32 *head = page_record(k, folio);
 		u32 order = head[PAGE_ORDER];
 		u64 batch = 1;
@@ -102,8 +120,10 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 				most = end - pte;
 			batch = folio_pte_batch(k, pte, ignore, most);
 			batch = exclusive_batch(k, page, batch);
+			change_batch(k, vma, pte, batch);
+		} else {
+			change_pte(k, vma, pte, p[PAGE_FLAGS] & PG_exclusive);
 		}
-		change_batch(k, vma, pte, batch);
 		if (head[PAGE_FLAGS] & PG_anon)
 			k->event[EV_mprotect_anon * NR_ORDERS + order] += batch;
 		pte += batch;

@@ -10,6 +10,7 @@ enum {
 	ANON_VMA_RECORD = 8,
 	VMA_LOG_RECORD = 16,
 	SYSCTL_MAX_MAP_COUNT = 65530,
+	PROT_MTE = 0x20,
 };
 
 static inline u64 *vma_record(const struct vk *k, u64 vma)
