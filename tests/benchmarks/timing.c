@@ -83,7 +83,7 @@ static double free_core(uintptr_t f, void *vk, int user, const uint64_t *folio, 
 {
 	free_fn *volatile give_back = (free_fn *)f;
 
-	RETURN_NS_EACH(calls, give_back(vk, folio[i], user));
+	RETURN_NS_EACH(calls, calls, give_back(vk, folio[i], user));
 }
 
 static double clear_core(uintptr_t f, void *vk, uint64_t pfn, uint64_t nr, uint64_t fault,
