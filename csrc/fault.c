@@ -23,7 +23,7 @@
  * @ahead: VMA that this access may lie in; NULL = not known
  * @jumps: accesses so far that were in another table than the one before
  *
- * Valid as long as C alone works: it makes tables and never frees one.
+ * Valid within a run of accesses: they make tables and never free one; memory calls do.
  */
 struct walk {
 	u64 mm;
@@ -256,7 +256,7 @@ int vk_touch(struct vk *k, u64 task, u64 address, int write)
  * @address: of the first page
  * @end: where the last one ends
  *
- * Return: the first page that needs Python, or end.
+ * Return: the first page that needs Python, or the one behind the last.
  */
 u64 vk_fault_in(struct vk *k, u64 task, u64 address, u64 end, int write)
 {

@@ -2,14 +2,17 @@
 /* The page cache, as far as VMAs that come and go change it. The reference is mm/filemap.py. */
 #include "vma.h"
 
-/** shmem_file_setup - unnamed file behind a new shared anonymous mapping; 0 when the table is full */
+/** shmem_file_setup - unnamed file behind a new shared anonymous mapping; 0 when a table is full */
 u64 shmem_file_setup(struct vk *k, u64 pages)
 {
-	u64 new = slab_alloc64(k, SLAB_FILE, k->file, FILE_RECORD, k->fault[FAULT_NR_FILES]);
-	u64 *file = k->file + new * FILE_RECORD;
+	u64 *file, new;
 
+	if (k->zone[ZONE_CACHE_END] + 1 + pages > k->fault[FAULT_NR_CACHE])
+		return 0;
+	new = slab_alloc64(k, SLAB_FILE, k->file, FILE_RECORD, k->fault[FAULT_NR_FILES]);
 	if (!new)
 		return 0;
+	file = k->file + new * FILE_RECORD;
 	file[FILE_CACHE] = k->zone[ZONE_CACHE_END] + 1;
 	file[FILE_CAPACITY] = pages;
 	file[FILE_PAGES] = pages;

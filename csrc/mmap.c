@@ -125,7 +125,7 @@ int vk_mmap_region(struct vk *k, u64 mm, u64 start, u64 end, u64 vm_flags, u64 f
 }
 
 /**
- * vk_do_brk_flags - map the heap's growth [start, end), whole pages of user space
+ * vk_do_brk_flags - map the heap's growth [start, end), which is not empty and whole pages of user space
  * @vm_flags: VM_* bits
  *
  * It extends the mapping below if that is the heap, and merges with nothing else.

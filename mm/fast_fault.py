@@ -29,6 +29,7 @@ from .layout import (
     FAULT_MAX_PAGE_ORDER,
     FAULT_NR_ANON_VMAS,
     FAULT_NR_AVCS,
+    FAULT_NR_CACHE,
     FAULT_NR_FILES,
     FAULT_NR_PAGES,
     FAULT_NR_VMA_LOGS,
@@ -76,6 +77,7 @@ def init_fault(k: Arena) -> None:
     fault[FAULT_NR_AVCS] = len(k.avc) // AVC_RECORD
     fault[FAULT_NR_VMAS] = len(k.vma) // VMA_RECORD
     fault[FAULT_NR_FILES] = len(k.file) // FILE_RECORD
+    fault[FAULT_NR_CACHE] = len(k.page_cache)
     fault[FAULT_NR_VMA_LOGS] = len(k.vma_log) // VMA_LOG_RECORD
     for flags in range((VM_ACCESS_FLAGS | VM_SHARED) + 1):
         fault[FAULT_PROTECTION_MAP + flags] = vm_get_page_prot(k, flags)

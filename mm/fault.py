@@ -94,7 +94,7 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
         while at < stop:
             if fast is not None:
                 at = fast.fault_in(k.current, at, stop, write)
-                if at == stop:
+                if at >= stop:
                     break
             error = access(k, mm, at, write)
             if error:

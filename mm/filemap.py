@@ -77,7 +77,9 @@ def file_extend(k: Arena, file: int, pages: int) -> None:
 
 
 def shmem_file_setup(k: Arena, pages: int) -> int:
-    """Return the unnamed file behind a new shared anonymous mapping; 0 when the table is full."""
+    """Return the unnamed file behind a new shared anonymous mapping; 0 when a table is full."""
+    if k.zone[ZONE_CACHE_END] + 1 + pages > len(k.page_cache):
+        return 0
     file = file_open(k, 0, pages)
     if file:
         k.file[file * _F + FILE_SHMEM] = 1

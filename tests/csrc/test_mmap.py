@@ -15,6 +15,7 @@ from virtmm.mm.vm_flags import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_GROWSDOWN,
+    MAP_POPULATE,
     MAP_SHARED,
     PROT_EXEC,
     PROT_READ,
@@ -238,3 +239,25 @@ def test_a_full_table_is_no_memory(machine_of, slab, records):
         assert m.fork(1, 2) == -ENOMEM
     assert m.munmap(1, BASE, 9 * size) == 0
     assert m.mmap(1, BASE, 9 * size, RW, shared) == 0
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_shared_memory_that_the_page_cache_has_no_place_for_is_refused(machine_of, fast):
+    m = machine(machine_of, ("arm64", "anonfolio_basic", []), fast)
+    m.spawn(1)
+    nr = len(m.k.page_cache)
+    assert m.mmap(1, 1 << 45, nr * m.page_size, RW, MAP_SHARED) == -ENOMEM
+    before = m.digest()
+    assert m.mmap(1, 1 << 45, nr * m.page_size, RW, MAP_SHARED) == -ENOMEM
+    assert m.digest() != before, "the call is counted"
+    assert m.mmap(1, 1 << 45, nr // 2 * m.page_size, RW, MAP_SHARED) == 0
+    assert m.mmap(1, 1 << 46, nr // 2 * m.page_size, RW, MAP_SHARED) == -ENOMEM
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_populating_ends_with_the_page_that_the_length_ends_in(machine_of, fast):
+    m = machine(machine_of, ("arm64", "baseline_4k", []), fast)
+    m.spawn(1)
+    assert m.mmap(1, BASE + m.page_size, m.page_size) == 0
+    assert m.mmap(1, BASE, 100, RW, MAP_POPULATE) == 0
+    assert m.rss(1) == m.page_size
