@@ -97,7 +97,8 @@ def _broken(path: Path, e: BaseException) -> ArchError:
     if isinstance(e, OSError) and e.filename:
         return ArchError(f"{path}: {e.strerror}")
     linecache.checkcache(str(path))
-    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+    here = str(path.absolute())  # as importlib names it
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == here]
     if isinstance(e, SyntaxError):
         lines = [e.lineno]
     line = (lines[-1] if lines else 0) or 0  # 0: none of this file's

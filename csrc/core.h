@@ -122,10 +122,9 @@ int can_alloc(const struct vk *k, unsigned order);
 int can_alloc_two(const struct vk *k, unsigned order);
 u64 alloc_pages(struct vk *k, unsigned order);
 /* These two can be seen from outside the core, for tests/benchmarks/test_buddy.py. */
-__attribute__((visibility("default")))
-u64 folio_alloc(struct vk *k, unsigned order, u32 flags, int user);
-__attribute__((visibility("default")))
-void folio_free(struct vk *k, u64 folio, int user);
+__attribute__((visibility("default"))) u64 folio_alloc(struct vk *k, unsigned order, u32 flags,
+						       int user);
+__attribute__((visibility("default"))) void folio_free(struct vk *k, u64 folio, int user);
 
 /* in split_queue.c: */
 void deferred_split_folio(struct vk *k, u64 folio, int partially_mapped);

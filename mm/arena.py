@@ -159,7 +159,7 @@ class FastPaths(Protocol):
         """As mprotect.do_mprotect(); 1 = nothing has changed, Python must do it: some of it is locked."""
 
     def fault_in(self, task: int, address: int, end: int, write: bool) -> int:
-        """Access each page from ``address`` on; return the first that Python must, or what is behind the last."""
+        """Access each page from ``address`` on; return the first that is Python's, or the one behind."""
 
 
 @dataclass(frozen=True)

@@ -155,11 +155,14 @@ def place_for(name: str, parent: Path) -> Path:
             raise ArchError(
                 f"name: {name} is taken by {symbol.name} of {file}:{node.linenr}; choose another"
             )
-    if not parent.is_dir():
-        raise ArchError(f"{parent}: no such folder; make it first")
     folder = parent / name
-    if folder.exists():
-        raise ArchError(f"{folder}: is there already; choose another name")
+    try:
+        if not parent.is_dir():
+            raise ArchError(f"{parent}: no such folder; make it first")
+        if folder.exists():
+            raise ArchError(f"{folder}: is there already; choose another name")
+    except OSError as e:
+        raise ArchError(f"{parent}: {e.strerror}") from None
     return folder
 
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 from virtmm.arch import load_arch, loadable, names, reference
@@ -441,6 +442,14 @@ def test_contiguous_blocks_need_their_bit():
     assert params(geometries=(good,), cont=Attr.bit(58)).geometries == (good,)
     message = refusal(geometries=(good,))
     assert message == "x86.geometries[12].cont_order: 4 needs a bit, pte.cont; give it, or 0 here"
+
+
+def test_the_line_of_a_mistake_is_said_of_a_relative_folder_too(tmp_path, monkeypatch):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "arch.py").write_text("X = 1\nARCH = 1 // 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArchError, match=r"^toy/arch\.py:2: ZeroDivisionError"):
+        load_arch("toy", Path("toy"))
 
 
 def test_a_port_that_is_not_right_yet_is_in_nobodys_way(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from virtmm.tools.commands.arch import ask
 
 from virtmm import topdir
 from virtmm.new_arch import new_arch, parse_shape
@@ -30,6 +31,11 @@ def edit(folder, old, new):
 
 
 # --- new-arch -------------------------------------------------------------------------------------
+
+
+def test_without_standard_input_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert ask("--cont", None, "?", str, default="0") == "0"
 
 
 def test_without_a_terminal_nothing_is_asked(virtmm, tmp_path):

@@ -65,6 +65,8 @@ def test_a_name_that_is_none(tmp_path, name, message):
 def test_a_place_that_is_none(tmp_path):
     with pytest.raises(ArchError, match="nope: no such folder"):
         place_for("foo", tmp_path / "nope")
+    with pytest.raises(ArchError, match="File name too long"):
+        place_for("foo", tmp_path / ("x" * 300))
     (tmp_path / "foo").touch()
     with pytest.raises(ArchError, match="foo: is there already"):
         place_for("foo", tmp_path)

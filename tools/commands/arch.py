@@ -38,7 +38,7 @@ def ask(
         ArchError: ``given`` is wrong.
         UsageError: nothing is given, there is no default, and no terminal to ask at.
     """
-    if given is None and not sys.stdin.isatty():
+    if given is None and not (sys.stdin and sys.stdin.isatty()):
         if not default:
             raise click.UsageError(f"{option}: is not given, and there is no terminal to ask at")
         given = default
