@@ -139,6 +139,12 @@ void tag_pages(struct vk *k, const u64 *vma, u64 folio, unsigned order, int work
 	k->work[work] += nr;
 }
 
+/** alloc_anon_folio - folio for a write fault, not zeroed, and the VMA's anon_vma; 0 = Python must */
+u64 alloc_anon_folio(struct vk *k, const struct fault *f, unsigned order)
+{
+	return vma_prepare_anon(k, f->vma) ? folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON) : 0;
+}
+
 /**
  * do_anonymous_write - serve a write to memory that holds only zeroes by a new folio
  * @event: what counts it by order
@@ -152,8 +158,7 @@ int do_anonymous_write(struct vk *k, struct fault *f, int event)
 	unsigned order = highest_order(calc_anon_folio_orders_alloc(k, f, wanted) | 1);
 	u64 nr = (u64)1 << order;
 	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
-	u64 folio = vma_prepare_anon(k, f->vma) ? folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON)
-						: 0;
+	u64 folio = alloc_anon_folio(k, f, order);
 
 	if (!folio)
 		return 0;

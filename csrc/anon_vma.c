@@ -184,8 +184,9 @@ static int anon_vma_unlink(struct vk *k, const u32 *link, u32 *anon_vma)
 void unlink_anon_vmas(struct vk *k, u64 *vma)
 {
 	u64 own = vma[VMA_ANON_VMA], link = vma[VMA_AVC];
-	u32 unused = 0,
-	    *last = &unused; /* in a list by ANON_VMA_AVC: a child may be behind its parent */
+	/* In a list by ANON_VMA_AVC: a child may be behind its parent. */
+	u32 unused = 0;
+	u32 *last = &unused;
 
 	if (own)
 		k->anon_vma[own * ANON_VMA_RECORD + ANON_VMA_NUM_ACTIVE]--;

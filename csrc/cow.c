@@ -54,9 +54,7 @@ static int wp_zero_page(struct vk *k, struct fault *f)
 
 	if (CONFIG_ANON_COW_ZERO)
 		return do_anonymous_write(k, f, EV_wp_zero);
-	if (!vma_prepare_anon(k, f->vma))
-		return 0;
-	folio = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
+	folio = alloc_anon_folio(k, f, 0);
 	if (!folio)
 		return 0;
 	tag_pages(k, f->vma, folio, 0, WORK_tag_clear);
@@ -145,9 +143,7 @@ static int wp_page_copy(struct vk *k, const struct fault *f, u64 folio, u64 page
 	u64 index = f->address >> PAGE_SHIFT & (nr - 1);
 	u64 copy;
 
-	if (!vma_prepare_anon(k, f->vma))
-		return 0;
-	copy = folio_alloc(k, order, PG_anon | PG_lru, ZONE_ANON);
+	copy = alloc_anon_folio(k, f, order);
 	if (!copy)
 		return 0;
 	replace_pages(k, f, copy, page, order);
@@ -162,9 +158,7 @@ static int wp_file_page_copy(struct vk *k, const struct fault *f, u64 folio, u64
 {
 	u64 copy;
 
-	if (!vma_prepare_anon(k, f->vma))
-		return 0;
-	copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
+	copy = alloc_anon_folio(k, f, 0);
 	if (!copy)
 		return 0;
 	replace_pages(k, f, copy, page, 0);

@@ -93,6 +93,7 @@ static inline int suitable_order(const u64 *vma, u64 address, unsigned order)
 }
 
 /* in anon_fault.c: */
+u64 alloc_anon_folio(struct vk *k, const struct fault *f, unsigned order);
 void count_refused(struct vk *k, const struct fault *f, unsigned got, u64 own);
 void do_anonymous_read(struct vk *k, const struct fault *f);
 int do_anonymous_write(struct vk *k, struct fault *f, int event);

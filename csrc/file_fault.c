@@ -158,9 +158,7 @@ static int do_cow_fault(struct vk *k, const struct fault *f, u64 page)
 {
 	u64 copy;
 
-	if (!vma_prepare_anon(k, f->vma))
-		return 0;
-	copy = folio_alloc(k, 0, PG_anon | PG_lru, ZONE_ANON);
+	copy = alloc_anon_folio(k, f, 0);
 	if (!copy)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])

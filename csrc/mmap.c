@@ -108,17 +108,17 @@ int vk_mmap_region(struct vk *k, u64 mm, u64 start, u64 end, u64 vm_flags, u64 f
 	}
 	if (map_count(k, mm) >= SYSCTL_MAX_MAP_COUNT)
 		return -ENOMEM;
-	if (!file && vm_flags & VM_SHARED) {
-		file = shmem_file_setup(k, (end - start) >> PAGE_SHIFT);
-		if (!file)
-			return -ENOMEM;
-		pgoff = 0;
-	} else if (!file) {
-		pgoff = start >> PAGE_SHIFT;
-	}
-	vma = vm_area_alloc(k, mm, start, end, vm_flags, pgoff, file);
+	vma = vm_area_alloc(k, mm, start, end, vm_flags, file ? pgoff : start >> PAGE_SHIFT, file);
 	if (!vma)
 		return -ENOMEM;
+	if (!file && vm_flags & VM_SHARED) {
+		vma[VMA_FILE] = shmem_file_setup(k, (end - start) >> PAGE_SHIFT);
+		vma[VMA_PGOFF] = 0;
+		if (!vma[VMA_FILE]) {
+			vm_area_free(k, vma, task);
+			return -ENOMEM;
+		}
+	}
 	vma_link(k, vma);
 	vma_merge(k, vma, 0);
 	return 0;

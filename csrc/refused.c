@@ -4,8 +4,8 @@
 #include "vma.h"
 
 enum {
-	NR_COUNTS = 1 +
-		NR_REFUSED, /* VMA_FAULTS and the reasons behind it, the same in a log record */
+	/* VMA_FAULTS and the reasons behind it, the same in a log record: */
+	NR_COUNTS = 1 + NR_REFUSED,
 	/* Places in VMA_KINDS of mm/policy.py: */
 	KIND_ANON = 0,
 	KIND_HEAP = 1,

@@ -83,8 +83,8 @@ u64 *vm_area_alloc(struct vk *k, u64 mm, u64 start, u64 end, u64 flags, u64 pgof
 	return vma;
 }
 
-/* Free a VMA that is in no set: its links to anon_vmas, its hold on the file, its record. */
-static void vm_area_free(struct vk *k, u64 *vma, u64 task)
+/** vm_area_free - free a VMA that is in no set: its links to anon_vmas, its hold on the file, its record */
+void vm_area_free(struct vk *k, u64 *vma, u64 task)
 {
 	u64 file = vma[VMA_FILE];
 

@@ -27,6 +27,7 @@ static inline u64 vma_number(const struct vk *k, const u64 *vma)
 u64 find_slot(const struct vk *k, u64 mm, u64 address);
 u64 *expand_stack(struct vk *k, u64 mm, u64 address);
 u64 *vm_area_alloc(struct vk *k, u64 mm, u64 start, u64 end, u64 flags, u64 pgoff, u64 file);
+void vm_area_free(struct vk *k, u64 *vma, u64 task);
 u64 vm_get_page_prot(const struct vk *k, u64 flags);
 void vma_link(struct vk *k, u64 *vma);
 void vma_unlink(struct vk *k, u64 mm, u64 slot, u64 nr, u64 task);

@@ -105,14 +105,8 @@ class FastPaths(Protocol):
     def tlb_reach(self, mm: int, at: int) -> None:
         """As tlb.tlb_reach()."""
 
-    def free_pgd_range(self, mm: int, address: int, end: int, floor: int, ceiling: int) -> None:
-        """As pgtable.free_pgd_range()."""
-
     def copy_page_range(self, new: int, vma: int, address: int) -> int:
         """Share a VMA's pages with a child's; return where it had no memory for a table, or the end."""
-
-    def change_protection(self, vma: int) -> None:
-        """Give every entry of a VMA the protection that the VMA has now."""
 
     def split_huge_pmd(self, mm: int, place: int) -> None:
         """As huge_memory.__split_huge_pmd(), of a VMA of mm."""
@@ -302,6 +296,11 @@ class Arena:
     cont_nr: int = field(init=False, default=0)
     zero_pfn: int = field(init=False, default=0)
     current: int = field(init=False, default=0)
+
+    @property
+    def injecting(self) -> bool:
+        """Whether an allocation may be made to fail now, which C does not ask."""
+        return self.inject is not None and not self.inject.idle()
 
     def __post_init__(self) -> None:
         """Derive the numbers of the page table from the architecture's geometry."""

@@ -83,7 +83,7 @@ def fault_in(k: Arena, mm: int, start: int, end: int, write: bool) -> int:
     A VMA that does not allow the access is -EINVAL, a page behind the end of a file -EFAULT.
     """
     at = start
-    fast = k.fast if k.inject is None or k.inject.idle() else None
+    fast = None if k.injecting else k.fast
     for vma in vmas_in(k, mm, start, end):
         base = vma * _V
         if k.vma[base + VMA_START] > at:

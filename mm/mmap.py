@@ -9,7 +9,16 @@ from . import filemap
 from .arena import MM_RECORD as _M
 from .arena import VMA_RECORD as _V
 from .folio import update_hiwater_rss
-from .layout import MM_BRK, MM_MAP_COUNT, MM_START_BRK, VMA_END, VMA_FLAGS, VMA_PGOFF, VMA_START
+from .layout import (
+    MM_BRK,
+    MM_MAP_COUNT,
+    MM_START_BRK,
+    VMA_END,
+    VMA_FILE,
+    VMA_FLAGS,
+    VMA_PGOFF,
+    VMA_START,
+)
 from .pgtable import free_pgd_range
 from .vm_flags import (
     EEXIST,
@@ -37,6 +46,7 @@ from .vma import (
     slots,
     split_vma,
     vm_area_alloc,
+    vm_area_free,
     vma_link,
     vma_merge,
     vma_prepare_anon,
@@ -106,17 +116,16 @@ def mmap_region(
             return error
     if k.mm[mm * _M + MM_MAP_COUNT] >= SYSCTL_MAX_MAP_COUNT:
         return -ENOMEM
-    if not file:
-        if vm_flags & VM_SHARED:
-            file = filemap.shmem_file_setup(k, end - start >> k.page_shift)
-            if not file:
-                return -ENOMEM
-            pgoff = 0
-        else:
-            pgoff = start >> k.page_shift
+    pgoff = pgoff if file else start >> k.page_shift
     vma = vm_area_alloc(k, mm, start, end, vm_flags, pgoff, file)
     if not vma:
         return -ENOMEM
+    if not file and vm_flags & VM_SHARED:
+        file = filemap.shmem_file_setup(k, end - start >> k.page_shift)
+        k.vma[vma * _V + VMA_FILE], k.vma[vma * _V + VMA_PGOFF] = file, 0
+        if not file:
+            vm_area_free(k, vma)
+            return -ENOMEM
     vma_link(k, vma)
     vma_merge(k, vma)
     return 0

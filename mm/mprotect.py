@@ -126,29 +126,21 @@ def vma_set_flags(k: Arena, vma: int, start: int, end: int, flags: int) -> bool:
 
 def change_protection(k: Arena, vma: int) -> None:
     """Give every entry of a VMA the protection that the VMA has now, with one TLB invalidation."""
-    before = k.work[WORK_pte_write]
-    if k.fast is not None:
-        k.fast.change_protection(vma)
-    else:
-        change_entries(k, vma)
-    k.work[WORK_tlbi] += k.work[WORK_pte_write] != before
-
-
-def change_entries(k: Arena, vma: int) -> None:
-    """Give the entries of a VMA its protection, table by table; no VMA ends inside a huge entry."""
     base = vma * _V
+    before = k.work[WORK_pte_write]
     mm, end = k.vma[base + VMA_MM], k.vma[base + VMA_END]
     stop = k.vma[base + VMA_START]
     while True:
         address, place = next_pmd(k, mm, stop, end)
         if not place:
-            return
+            break
         stop = pmd_addr_end(k, address, end)
-        if pmd_trans_huge(k, k.phys[place]):
+        if pmd_trans_huge(k, k.phys[place]):  # which lies in the VMA: none ends inside one
             change_huge_pmd(k, vma, place)
         else:
             pte = pte_in_table(k, k.phys[place], address)
             change_pte_range(k, vma, pte, stop - address >> k.page_shift)
+    k.work[WORK_tlbi] += k.work[WORK_pte_write] != before
 
 
 def change_pte_range(k: Arena, vma: int, pte: int, nr: int) -> None:

@@ -328,9 +328,6 @@ def free_pgd_range(k: Arena, mm: int, address: int, end: int, floor: int, ceilin
     begin (ceiling 0 = none above): a table that could hold their pages stays. Entries below must
     all be none.
     """
-    if k.fast is not None:
-        k.fast.free_pgd_range(mm, address, end, floor, ceiling)
-        return
     # TASK_SIZE may lie within the range of a table, which nobody else has then.
     ceiling = ceiling or 1 << k.geometry.va_bits
     _free_range(k, mm, k.mm[mm * MM_RECORD + MM_PGD], 0, address, end, floor, ceiling)

@@ -312,10 +312,8 @@ class CoreFastPaths:
     def __init__(self, lib: Any, vk: Any) -> None:
         for name in (
             "unmap_page_range",
-            "free_pgd_range",
             "tlb_reach",
             "copy_page_range",
-            "change_protection",
             "split_huge_pmd",
             "split_folio",
             "dup_mmap",

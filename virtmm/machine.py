@@ -297,7 +297,7 @@ class Machine:
         k = self.k
         k.current = task
         fast = self._fast
-        if fast and (k.inject is None or k.inject.idle()) and fast.touch(task, address, write):
+        if fast and not k.injecting and fast.touch(task, address, write):
             return 0
         return self._touch(task, address, write)
 
@@ -328,7 +328,7 @@ class Machine:
             (end, 0).
         """
         k, fast, words, tasks = self.k, self._fast, accesses.words, accesses.tasks
-        if k.inject is not None and not k.inject.idle():
+        if k.injecting:
             fast = None
         at = first
         while at < end:

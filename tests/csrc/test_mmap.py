@@ -6,6 +6,7 @@ import virtmm.mm.fork
 import virtmm.mm.mmap
 import virtmm.mm.mprotect
 from virtmm.mm import layout
+from virtmm.mm.arena import VMA_RECORD
 from virtmm.mm.vm_flags import (
     EEXIST,
     ENOMEM,
@@ -22,6 +23,7 @@ from virtmm.mm.vm_flags import (
     PROT_WRITE,
 )
 
+from tests.csrc.figures import everything
 from virtmm.kconfig import resolve
 
 BASE = 1 << 36
@@ -36,21 +38,6 @@ KERNELS = [
     ("s390", "baseline_4k", []),
     ("m68k", "baseline_4k", []),
 ]
-
-
-def everything(m):
-    return (
-        m.digest(),
-        m.events(),
-        m.work(),
-        m.vmstat(),
-        m.hugepages(),
-        m.refusals(),
-        m.refused_mappings(),
-        m.processes(),
-        m.tlb(),
-        m.memory(),
-    )
 
 
 def shape(m, base=BASE):
@@ -261,3 +248,14 @@ def test_populating_ends_with_the_page_that_the_length_ends_in(machine_of, fast)
     assert m.mmap(1, BASE + m.page_size, m.page_size) == 0
     assert m.mmap(1, BASE, 100, RW, MAP_POPULATE) == 0
     assert m.rss(1) == m.page_size
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_a_full_table_of_vmas_leaves_no_file_behind(machine_of, fast):
+    m = machine(machine_of, ("arm64", "baseline_4k", []), fast)
+    m.spawn(1)
+    k = m.k
+    k.zone[layout.ZONE_SLAB + layout.SLAB_VMA + 1] = len(k.vma) // VMA_RECORD - 1
+    files = k.zone[layout.ZONE_SLAB + layout.SLAB_FILE + 1], k.zone[layout.ZONE_CACHE_END]
+    assert m.mmap(1, BASE, m.page_size, RW, MAP_SHARED) == -ENOMEM
+    assert (k.zone[layout.ZONE_SLAB + layout.SLAB_FILE + 1], k.zone[layout.ZONE_CACHE_END]) == files

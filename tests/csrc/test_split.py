@@ -5,6 +5,7 @@ import pytest
 from virtmm.mm import split
 from virtmm.mm.vm_flags import ENOMEM, MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT, VM_FAULT_OOM
 
+from tests.csrc.figures import everything
 from virtmm.kconfig import resolve
 
 BASE = 1 << 36
@@ -15,10 +16,6 @@ KERNELS = (
     ("x86", "linux-6.12", ("enabled=always",)),
     ("arm64", "contpte", ("enabled=never",)),
 )
-
-
-def everything(m):
-    return m.digest(), m.events(), m.work(), m.vmstat(), m.hugepages(), m.tlb(), m.processes()
 
 
 def split_folios(m):

@@ -7,6 +7,7 @@ import pytest
 from virtmm.mm import layout, zap
 from virtmm.mm.vm_flags import MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED
 
+from tests.csrc.figures import everything
 from virtmm.kconfig import resolve
 
 BASE = 1 << 36
@@ -36,20 +37,6 @@ def in_python(monkeypatch):
 
     monkeypatch.setattr(zap, "zap_pte_range", count)
     return seen
-
-
-def everything(m):
-    return (
-        m.digest(),
-        m.events(),
-        m.work(),
-        m.vmstat(),
-        m.hugepages(),
-        m.refusals(),
-        m.processes(),
-        m.tlb(),
-        m.memory(),
-    )
 
 
 def drop_everything(m):
