@@ -50,8 +50,8 @@ static void unmap_region(struct vk *k, u64 mm, struct range r, u64 task)
 
 		vk_unmap_page_range(k, vma_number(k, vma), vma[VMA_START], vma[VMA_END], 0);
 	}
-	vk_free_pgd_range(k, mm, vma_at(k, mm, r.slot)[VMA_START],
-			  vma_at(k, mm, above - 1)[VMA_END], floor, ceiling);
+	free_pgd_range(k, mm, vma_at(k, mm, r.slot)[VMA_START], vma_at(k, mm, above - 1)[VMA_END],
+		       floor, ceiling);
 	k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
 	vma_unlink(k, mm, r.slot, r.nr, task);
 }

@@ -130,14 +130,9 @@ static void change_pte_range(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 	}
 }
 
-/**
- * vk_change_protection - give the entries of a VMA the protection that the VMA has now
- *
- * No VMA ends inside a huge entry.
- */
-void vk_change_protection(struct vk *k, u64 vma)
+/* Give the entries of a VMA the protection that it has now; no VMA ends inside a huge entry. */
+static void change_protection(struct vk *k, const u64 *v)
 {
-	const u64 *v = k->vma + vma * VMA_RECORD;
 	u64 address = v[VMA_START], end = v[VMA_END];
 	u64 *place;
 
@@ -177,7 +172,7 @@ int vk_vma_set_flags(struct vk *k, u64 number, u64 start, u64 end, u64 flags)
 		u64 written = k->work[WORK_pte_write];
 
 		vma[VMA_PAGE_PROT] = vm_get_page_prot(k, flags);
-		vk_change_protection(k, vma_number(k, vma));
+		change_protection(k, vma);
 		k->work[WORK_tlbi] += k->work[WORK_pte_write] != written;
 	}
 	vma_merge(k, vma, 0);

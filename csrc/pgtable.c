@@ -137,14 +137,14 @@ static void free_range(struct vk *k, const struct unused *u, u64 table, int dept
 }
 
 /**
- * vk_free_pgd_range - free the tables under [address, end) that lie wholly inside [floor, ceiling)
+ * free_pgd_range - free the tables under [address, end) that lie wholly inside [floor, ceiling)
  * @address: first address, below end
  * @floor: where the VMA below ends
  * @ceiling: where the VMA above begins; 0 = none
  *
  * A table that could hold pages of a neighbour stays. Entries below must all be none.
  */
-void vk_free_pgd_range(struct vk *k, u64 mm, u64 address, u64 end, u64 floor, u64 ceiling)
+void free_pgd_range(struct vk *k, u64 mm, u64 address, u64 end, u64 floor, u64 ceiling)
 {
 	const struct unused u = {mm, floor, ceiling};
 

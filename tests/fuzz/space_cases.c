@@ -53,31 +53,6 @@ static void case_vk_unmap_page_range(struct vk *k, struct input *in)
 	unmap(k, vma, start, start + (nr << PAGE_SHIFT), (int)below(in, 2));
 }
 
-/* Of a VMA that maps nothing any longer; tables that its neighbours may use stay. */
-static void case_vk_free_pgd_range(struct vk *k, struct input *in)
-{
-	u64 vma = some_vma(k, in), start = vma_word(k, vma, VMA_START);
-	u64 end = vma_word(k, vma, VMA_END), mm = vma_word(k, vma, VMA_MM);
-	const u64 *starts = k->vma_start + mm * MAX_MAP_COUNT;
-	u64 floor = 0, ceiling = 0, tables;
-
-	if (!vma)
-		return;
-	unmap(k, vma, start, end, 0);
-	for (u64 i = 0; i < k->mm[mm * MM_RECORD + MM_MAP_COUNT]; i++) {
-		u64 other = k->vma_index[mm * MAX_MAP_COUNT + i];
-
-		if (starts[i] < start)
-			floor = vma_word(k, other, VMA_END);
-		else if (starts[i] > start && !ceiling)
-			ceiling = starts[i];
-	}
-	tables = k->mm[mm * MM_RECORD + MM_PGTABLES];
-	vk_free_pgd_range(k, mm, start, end, floor, ceiling);
-	EXPECT(k->mm[mm * MM_RECORD + MM_PGTABLES] <= tables);
-	expect_none(k, mm, start, end);
-}
-
 static void case_vk_tlb_reach(struct vk *k, struct input *in)
 {
 	u64 vma = some_vma(k, in), mm = vma_word(k, vma, VMA_MM), at = below(in, 2);
@@ -127,14 +102,6 @@ static void case_vk_copy_page_range(struct vk *k, struct input *in)
 		EXPECT((*to & PTE_WRITE_MASK) != PTE_WRITE_ON ||
 		       vma_word(k, vma, VMA_FLAGS) & VM_SHARED);
 	}
-}
-
-static void case_vk_change_protection(struct vk *k, struct input *in)
-{
-	u64 vma = some_vma(k, in);
-
-	if (vma)
-		vk_change_protection(k, vma);
 }
 
 /* The first huge entry from an address on, if there is one: its table maps what it mapped. */
@@ -195,10 +162,8 @@ static void case_vk_split_folio(struct vk *k, struct input *in)
 
 const struct fuzz_case space_cases[] = {
 	{"vk_unmap_page_range", case_vk_unmap_page_range},
-	{"vk_free_pgd_range", case_vk_free_pgd_range},
 	{"vk_tlb_reach", case_vk_tlb_reach},
 	{"vk_copy_page_range", case_vk_copy_page_range},
-	{"vk_change_protection", case_vk_change_protection},
 	{"vk_split_huge_pmd", case_vk_split_huge_pmd},
 	{"vk_split_folio", case_vk_split_folio},
 	{NULL, NULL},
