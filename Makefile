@@ -108,7 +108,7 @@ run: setup
 	$(Q)$(VENV)/bin/virtmm compare $(WHICH) $(addprefix --set ,$(SET)) $(SAMPLES)
 
 test: setup-test
-	$(Q)$(PY) -m pytest -q --ignore=tests/benchmarks
+	$(Q)$(PY) -m pytest -q -n auto --dist worksteal --ignore=tests/benchmarks
 
 san: setup-test
 	$(Q)$(PY) -m scripts.sanitize $(if $(TESTS),-- $(TESTS))

@@ -3,7 +3,7 @@
 Run the tests with cores built under a sanitizer.
 
 ``python -m scripts.sanitize [undefined] [address] [-- PYTEST ARGUMENTS]``, from the source root; without
-names, both; without arguments, the whole suite, which takes a quarter of an hour each. A finding ends the
+names, both; without arguments, the whole suite, which takes some ten minutes each. A finding ends the
 test process, so the exit status says whether all is clean.
 """
 
@@ -57,7 +57,7 @@ def run(sanitizer: str, arguments: list[str]) -> int:
     if env is None:
         print(f"{sanitizer}: this compiler has no such sanitizer; nothing was checked")
         return 2
-    pytest = ["pytest", "-q", "-p", "no:cacheprovider", *(arguments or TESTS)]
+    pytest = ["pytest", "-q", "-n", "auto", "--dist", "worksteal", *(arguments or TESTS)]
     for module in (["tests.csrc.workload"], pytest):
         print(f"{sanitizer}: {' '.join(module)}", flush=True)
         status = subprocess.run([sys.executable, "-m", *module], env=env, check=False).returncode

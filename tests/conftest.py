@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 
+# pytest-xdist gives its workers a terminal's width; tables of commands are as wide as without a terminal.
+os.environ.pop("COLUMNS", None)
+
 _common = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],

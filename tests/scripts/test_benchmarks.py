@@ -2,6 +2,7 @@
 """What the script keeps of a run of the benchmarks, and what the document and the stored run consist of."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,10 +70,17 @@ def test_a_stored_run_can_be_compared_with(tmp_path):
     one = "tests/benchmarks/test_buddy.py::test_alloc[C-9]"
     pytest_ = [sys.executable, "-m", "pytest", "-q", one, "--benchmark-only"]
     run, kept = tmp_path / "run.json", tmp_path / "kept.json"
+    # A worker of pytest-xdist measures nothing, and neither would what it starts.
+    env = {key: value for key, value in os.environ.items() if "XDIST" not in key}
 
     def start(option):
         done = subprocess.run(
-            [*pytest_, option], cwd=benchmarks.TOP, capture_output=True, text=True, check=False
+            [*pytest_, option],
+            cwd=benchmarks.TOP,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

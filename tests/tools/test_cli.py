@@ -435,6 +435,8 @@ def test_ctrl_c(tmp_path):
         except OSError as e:
             assert e.errno == errno.ENXIO  # nobody has opened it yet
             time.sleep(0.1)
+    # Python looks for signals when open() returns and when read() is interrupted, not between.
+    time.sleep(1)
     try:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
