@@ -13,6 +13,7 @@ the trace; what is left is the replay's own loop. A call's time is without that 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -202,11 +203,12 @@ def _fault_totals(machine: Machine) -> Callable[[], list[int]]:
     return lambda: [sum(event[at : at + NR_ORDERS]) for at in places]
 
 
-def in_c(path: Path, kernel: str, times: int = 20) -> str:
+def in_c(path: Path, kernel: str, times: int = 400) -> str:
     """
     Return the functions that took most of some replays, as perf samples them; without timers.
 
-    Functions of Python's interpreter and of libraries are not told apart.
+    So many replays that starting Python is a small part. Functions of its interpreter and of libraries
+    are not told apart; numpy's linear algebra, which nothing here uses, is not to start threads.
     """
     if not shutil.which("perf"):
         return "`perf` is not installed on the machine that these figures are of.\n"
@@ -214,12 +216,15 @@ def in_c(path: Path, kernel: str, times: int = 20) -> str:
         data = f"{folder}/perf.data"
         again = [sys.executable, "-m", "scripts.profile", "--replays", str(times)]
         record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "2500", "-o", data, "--"]
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         report = ["perf", "report", "-i", data, "--stdio", "--no-children", "-q", "-t", ";"]
         for command in (
             [*record, *again, "--kernel", kernel, str(path)],
             [*report, "-F", "overhead,dso,sym"],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOP)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=TOP, env=env
+            )
             if done.returncode:
                 said = (done.stderr.strip() or "no output").splitlines()[-1]
                 return f"`perf` did not work on the machine that these figures are of: {said}\n"
@@ -234,6 +239,7 @@ def functions(report: str) -> str:
         if len(parts) != 3 or not parts[0].endswith("%"):
             continue
         share, place, symbol = float(parts[0].rstrip("%")), parts[1], parts[2].partition("] ")[2]
+        symbol = symbol.removesuffix("@plt")  # the way into another function, part of it here
         if place.startswith("_core"):
             name = f"{CORE} `{symbol}`"
         elif place.startswith(("[kernel", "[guest", "[unknown")):
