@@ -67,7 +67,7 @@ help:
 	@echo 'Build and check:'
 	@echo '  core            - compile the core for .config'
 	@echo '  test            - set up with test tools, and run the tests'
-	@echo '  san             - run all tests, or TESTS, on cores built with UBSan, then ASan (half an hour)'
+	@echo '  san             - run all tests, or TESTS, on cores built with ASan and UBSan (quarter of an hour)'
 	@echo '  fuzz            - fuzz the C core for SECONDS=$(SECONDS) (clang and its runtime)'
 	@echo '  bench           - run the benchmarks; SAVE=name keeps the run, COMPARE=name sets it beside one'
 	@echo '  bench-once      - run each benchmark once, untimed, for its assertions (CI)'

@@ -32,6 +32,7 @@ CFLAGS = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-fvisibility=hid
 SANITIZERS = {
     "address": ["-fsanitize=address", "-g"],
     "undefined": ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-g"],
+    "address,undefined": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"],
 }
 
 
@@ -156,7 +157,7 @@ def compiler_flags(values: Values) -> list[str]:
     """Return the flags of a core: CONFIG_WERROR and $VIRTMM_SANITIZE add some."""
     sanitizer = os.environ.get("VIRTMM_SANITIZE", "")
     if sanitizer and sanitizer not in SANITIZERS:
-        raise BuildError(f"VIRTMM_SANITIZE={sanitizer}: choose one of {', '.join(SANITIZERS)}")
+        raise BuildError(f"VIRTMM_SANITIZE={sanitizer}: choose one of {' '.join(SANITIZERS)}")
     werror = ["-Werror"] if values.get("WERROR") else []
     return CFLAGS + werror + SANITIZERS.get(sanitizer, [])
 

@@ -274,7 +274,10 @@ def test_unwritable_cache(csrc, tmp_path):
 
 def test_unknown_sanitizer(csrc, cache, monkeypatch):
     monkeypatch.setenv("VIRTMM_SANITIZE", "thread")
-    assert one_line(csrc, cache) == "VIRTMM_SANITIZE=thread: choose one of address, undefined"
+    assert (
+        one_line(csrc, cache)
+        == "VIRTMM_SANITIZE=thread: choose one of address undefined address,undefined"
+    )
 
 
 def test_symbol_without_a_value(csrc, cache):

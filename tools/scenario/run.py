@@ -42,7 +42,7 @@ _STATS = (
     "nr_anon_partially_mapped",
 )
 #: Knobs that every scenario begins with, whatever .config says.
-_INITIAL = ("enabled=madvise", "defrag=madvise", "use_zero_page=1")
+INITIAL = ("enabled=madvise", "defrag=madvise", "use_zero_page=1")
 
 
 @dataclass
@@ -210,28 +210,38 @@ def run(
         PolicyError: the policy failed.
         ConfigError, BuildError, ArchError, BootError: the kernel cannot be had.
     """
-    with Machine(config, _INITIAL, policy=policy) as machine:
-        if region_address("Z") + REGION_SIZE > machine.task_size:
-            raise ScenarioError(
-                f"{path}: the regions of a scenario lie above the {machine.task_size >> 20} MiB of "
-                f"addresses that {config.arch} has; use another architecture"
-            )
-        for size in machine.sizes():
-            machine.set(size, "never")
-        scenario = Run(machine, path)
-        moved = []
-        for command in parse(path, machine.page_size):
-            before = machine.work()
-            scenario.execute(command)
-            done = {k: n - before[k] for k, n in machine.work().items() if n != before[k]}
-            if done:
-                moved.append({"line": command.line, **done})
-        answer: dict[str, Any] = {
-            "scenario": path.stem,
-            "release": f"virtmm-{config.get('COST_RELEASE')}",
-            "machine": machine.uname_machine,
-            "page_size": machine.page_size,
-            "observations": scenario.observations,
-            "steps": scenario.steps,
-        }
-        return {**answer, "work": moved} if work else answer
+    with Machine(config, INITIAL, policy=policy) as machine:
+        return question(machine, path, work)
+
+
+def question(machine: Machine, path: Path, work: bool = False) -> dict[str, Any]:
+    """
+    Return what a machine, booted and with nothing done yet, answers to a scenario file; as run().
+
+    Raises:
+        ScenarioError, PolicyError: as run().
+    """
+    if region_address("Z") + REGION_SIZE > machine.task_size:
+        raise ScenarioError(
+            f"{path}: the regions of a scenario lie above the {machine.task_size >> 20} MiB of "
+            f"addresses that {machine.config.arch} has; use another architecture"
+        )
+    for size in machine.sizes():
+        machine.set(size, "never")
+    scenario = Run(machine, path)
+    moved = []
+    for command in parse(path, machine.page_size):
+        before = machine.work()
+        scenario.execute(command)
+        done = {k: n - before[k] for k, n in machine.work().items() if n != before[k]}
+        if done:
+            moved.append({"line": command.line, **done})
+    answer: dict[str, Any] = {
+        "scenario": path.stem,
+        "release": f"virtmm-{machine.config.get('COST_RELEASE')}",
+        "machine": machine.uname_machine,
+        "page_size": machine.page_size,
+        "observations": scenario.observations,
+        "steps": scenario.steps,
+    }
+    return {**answer, "work": moved} if work else answer

@@ -4,18 +4,15 @@
 from pathlib import Path
 
 import pytest
-from virtmm.mm.debug_vm import validate
 from virtmm.mm.vm_flags import PROT_READ, PROT_WRITE, VM_FAULT_SIGSEGV
-from virtmm.tools.replay.replay import Replay, replay
+from virtmm.tools.replay.replay import replay
 from virtmm.tools.trace.format import TraceReader
 
 from virtmm.kconfig import resolve
-from virtmm.machine import Machine
 
 GCC = Path(__file__).resolve().parents[3] / "samples" / "gcc.parquet"
 #: What the recording machine counted with 4K pages (samples/README.md).
 RECORDED = 17209
-SLICE = 4000
 
 
 @pytest.mark.parametrize("ranges", "yn")
@@ -66,27 +63,3 @@ def test_the_compiler_runs(platform, kernel):
     assert len(geometry.levels) < memory["max_page_tables"] >> geometry.page_shift < 400
     assert result["instructions"]["total"] > 4000 * result["minflt"]
     assert result["cost_table"]
-
-
-class Beginning(TraceReader):
-    """A reader of the first SLICE rows."""
-
-    def batches(self):
-        yield next(super().batches())[:SLICE]
-
-
-def test_the_core_and_its_twins_leave_the_same_machine(platform, kernel):
-    arch, _ = platform
-    digests = []
-    for setting in ("FAST_FAULT=y", "FAST_FAULT=n", "C_RANGES=n"):
-        with (
-            Beginning(GCC) as reader,
-            Machine(resolve(arch, kernel, sets=[setting])) as machine,
-        ):
-            run = Replay(machine, reader)
-            run.run()
-            validate(machine.k)
-            assert run.segv == run.refused == 0
-            assert sum(p.minflt for p in machine.processes()) > 100
-            digests.append(machine.digest())
-    assert len(set(digests)) == 1
