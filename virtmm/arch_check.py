@@ -21,7 +21,7 @@ from virtmm.check_entries import (
 )
 from virtmm.check_running import check_benchmark, check_golden, check_huge, check_twins
 from virtmm.kbuild import BuildError, compile_cores
-from virtmm.kconfig import ConfigError, one_line, shown
+from virtmm.kconfig import ConfigError, fragment_names, one_line, resolve, shown
 from virtmm.subject import CheckError, Subject, want
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_fields(s: Subject) -> str:
 
 
 def check_kconfig(s: Subject) -> str:
-    """Every kernel resolved when the subject was made, and compiles; each page size has one of base pages."""
+    """Every kernel resolved when the subject was made, and compiles; fragments are for one of them."""
     for g in s.arch.geometries:
         name = f"baseline_{1 << g.page_shift >> 10}k"
         where = shown(s.folder / "configs" / f"{name}_defconfig")
@@ -66,8 +66,22 @@ def check_kconfig(s: Subject) -> str:
         )
         base = s.kernels[name]["ANON_POLICY_BASE"]
         want(bool(base), f"{where}: ANON_POLICY_BASE is n; it is the kernel of base pages")
+    for fragment in fragment_names(s.arch.name, s.folder):
+        _check_fragment(s, fragment)
     compile_cores(s.variants())
     return f"{len(s.kernels)} kernels"
+
+
+def _check_fragment(s: Subject, fragment: str) -> None:
+    """Raise ConfigError unless a fragment can be put on one of the kernels."""
+    wrong: list[ConfigError] = []
+    for kernel in s.kernels:
+        try:
+            resolve(s.arch.name, kernel, [fragment], arch_dir=s.folder)
+        except ConfigError as e:
+            wrong.append(e)
+    if len(wrong) == len(s.kernels):
+        raise wrong[0]
 
 
 CHECKS: tuple[tuple[str, str, Callable[[Subject], str]], ...] = (

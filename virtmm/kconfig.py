@@ -378,7 +378,7 @@ def open_kconfig(arch: str, arch_dir: Path | None = None) -> _Kconfig:
     pattern = _PATTERN.sub(r"[\g<0>]", srcarch)
     try:
         with _environment({"srctree": str(top), "ARCH": arch, "SRCARCH": pattern}):
-            kconf = _Kconfig(str(top / "Kconfig"), warn_to_stderr=False)
+            kconf = _Kconfig("Kconfig", warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as e:
         raise ConfigError(_message(str(e), place)) from None
     except Exception as e:  # kconfiglib's own mistakes, about lines in the wrong place

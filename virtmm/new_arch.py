@@ -160,7 +160,7 @@ def place_for(name: str, parent: Path) -> Path:
     kconf = open_kconfig(default_arch())
     symbol = kconf.syms.get(name.upper()) or kconf.named_choices.get(name.upper())
     for node in symbol.nodes if symbol else ():
-        file = (topdir() / node.filename).relative_to(topdir())
+        file = Path(node.filename)
         if file.parts[0] != "arch":
             raise ArchError(
                 f"name: {name} is taken by {symbol.name} of {file}:{node.linenr}; choose another"

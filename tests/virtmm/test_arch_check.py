@@ -201,6 +201,14 @@ def test_kernels_are_files(folder):
     assert failure(folder) == ("kconfig", message)
 
 
+def test_a_fragment_is_for_one_of_the_kernels(folder):
+    fragment = folder / "configs" / "odd.config"
+    fragment.write_text("CONFIG_HUGE_ZERO_COW=y\n")  # depends on the policy of linux-6.12
+    assert failure(folder) == ("", "")
+    fragment.write_text("CONFIG_NOSUCH=y\n")
+    assert failure(folder) == ("kconfig", "foo/configs/odd.config:1: unknown symbol NOSUCH")
+
+
 def test_each_page_size_has_its_base_page_kernel(folder):
     kernel = folder / "configs" / "baseline_8k_defconfig"
     text = kernel.read_text()

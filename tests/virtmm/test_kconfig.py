@@ -352,6 +352,10 @@ def arch_with(tmp_path, kconfig):
         ("config A\n\tbool\n\tdefault 3\n\tint\n", "at FOLDER/Kconfig:1"),
         ('source "nowhere"\n', "nowhere"),
         (
+            "config MEMORY_MB\n\tbool\n",
+            "MEMORY_MB (defined at FOLDER/Kconfig:1, Kconfig:11) defined with",
+        ),
+        (
             'config A\n\tbool "A"\n\tdepends on NOSUCH && 3 != 0x1F\n',
             "FOLDER/Kconfig:1: NOSUCH is defined nowhere; define it, or do without",
         ),
