@@ -404,7 +404,7 @@ def _undefined(kconf: _Kconfig) -> Iterator[str]:
 
 def _message(text: str, folder: tuple[str, str]) -> str:
     """Return a message of Kconfig's as one line; ``folder`` as it calls it, and as messages show it."""
-    return " ".join(text.removeprefix("warning: ").split()).replace(*folder)
+    return " ".join(text.removeprefix("warning: ").replace(*folder).split())
 
 
 def config_text(kconf: _Kconfig, minimal: bool = False) -> str:

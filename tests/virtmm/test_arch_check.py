@@ -191,6 +191,11 @@ def test_a_folder_of_any_name(tmp_path, monkeypatch, place):
     check, text = failure(folder)
     assert check == "kconfig"
     assert "foo/configs/defconfig:1: unknown symbol NO_TRANSPARENT_HUGEPAGE" in text
+    edit(folder, "Kconfig", "def_bool y", "def_bool NOSUCH")
+    check, text = failure(folder)
+    assert check == "kconfig"
+    assert text.endswith("foo/Kconfig:3: NOSUCH is defined nowhere; define it, or do without")
+    assert "/../" not in text
 
 
 def test_kernels_are_files(folder):
