@@ -15,6 +15,13 @@ from virtmm.arch.params import ArchError, ArchParams
 _here = Path(__file__).resolve().parent
 
 
+def shown(path: Path) -> str:
+    """Return a path as messages show it: from the top of the tree when it is in there, else as given."""
+    with contextlib.suppress(ValueError, OSError, RuntimeError):  # elsewhere, or a link to itself
+        return str(path.resolve().relative_to(_here.parent))
+    return str(path)
+
+
 def names() -> list[str]:
     """Return the architectures in the tree, sorted."""
     return sorted(p.parent.name for p in _here.glob("*/arch.py"))
@@ -49,13 +56,13 @@ def arch_folder(name: str, arch_dir: Path | None = None) -> Path:
     try:
         if not arch_dir.is_dir():
             what = "not a folder; name the one it is in" if arch_dir.exists() else "no such folder"
-            raise ArchError(f"{arch_dir}: {what}")
+            raise ArchError(f"{shown(arch_dir)}: {what}")
         if not (arch_dir / "arch.py").is_file():
             raise ArchError(
-                f"{arch_dir}: no arch.py in it; virtmm new-arch writes a folder with one"
+                f"{shown(arch_dir)}: no arch.py in it; virtmm new-arch writes a folder with one"
             )
     except OSError as e:
-        raise ArchError(f"{arch_dir}: {e.strerror}") from None
+        raise ArchError(f"{shown(arch_dir)}: {e.strerror}") from None
     return arch_dir
 
 
@@ -72,37 +79,40 @@ def load_arch(name: str, arch_dir: Path | None = None) -> ArchParams:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if "ARCH" not in vars(module):
+            raise ArchError(
+                f"{shown(path)}: no ARCH; arch.py binds one global, ARCH = ArchParams(...)"
+            )
         arch = module.ARCH
-    except ArchError:
+        if type(arch) is not ArchParams:
+            raise ArchError(f"{shown(path)}: ARCH is {type(arch).__name__}, not ArchParams")
+    except KeyboardInterrupt:
         raise
-    except AttributeError as e:
-        if e.obj is not module:
-            raise _broken(path, e) from None
-        raise ArchError(
-            f"{path}: no ARCH; arch.py binds one global, ARCH = ArchParams(...)"
-        ) from None
-    except (Exception, SystemExit) as e:  # whatever a file of someone else's does
+    except BaseException as e:  # whatever a file of someone else's does
         raise _broken(path, e) from None
-    if not isinstance(arch, ArchParams):
-        raise ArchError(f"{path}: ARCH is {type(arch).__name__}, not ArchParams")
     if arch.name != name:
         raise ArchError(
-            f"{path}: ARCH.name is {arch.name!r}, asked for {name!r}; an architecture has its folder's name"
+            f"{shown(path)}: ARCH.name is {arch.name!r}, asked for {name!r}; "
+            "an architecture has its folder's name"
         )
     return arch
 
 
 def _broken(path: Path, e: BaseException) -> ArchError:
     """Return what went wrong in a description as one line, with the line of the file where it did."""
-    if isinstance(e, OSError) and e.filename:
-        return ArchError(f"{path}: {e.strerror}")
-    linecache.checkcache(str(path))
+    if type(e) is ArchError and e.args:
+        return e
     here = str(path.absolute())  # as importlib names it
+    if isinstance(e, OSError) and e.filename == here:
+        return ArchError(f"{shown(path)}: {e.strerror}")
+    linecache.checkcache(here)
     lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == here]
-    if isinstance(e, SyntaxError):
-        lines = [e.lineno]
+    # str(e) may raise too.
+    text = str(traceback.TracebackException(type(e), e, None))
+    if isinstance(e, SyntaxError) and e.filename == here:
+        lines, text = [e.lineno], e.msg
     line = (lines[-1] if lines else 0) or 0  # 0: none of this file's
-    where = f"{path}:{line}" if line else f"{path}"
-    text = e.msg if isinstance(e, SyntaxError) else " ".join(str(e).split())
-    source = linecache.getline(str(path), line).strip()
-    return ArchError(f"{where}: {type(e).__name__}: {text}" + (f" ({source})" if source else ""))
+    where = f"{shown(path)}:{line}" if line else shown(path)
+    source = linecache.getline(here, line).strip()
+    text = f"{type(e).__name__}: {' '.join(text.split())}"
+    return ArchError(f"{where}: {text}" + (f" ({source})" if source else ""))

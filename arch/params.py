@@ -16,9 +16,12 @@ Tiers, of which only the first must be there (``virtmm arch-check`` says which a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from reprlib import Repr
 from types import MappingProxyType
+from typing import Any, get_args, get_origin, get_type_hints
 
 ENTRY_BITS = 64
 # An entry takes 8 bytes, also where the machine's has 4.
@@ -31,11 +34,38 @@ MAX_VA_BITS = 63
 LEAST_PMDS = 4
 LEAST_PAGES = 1024
 LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
-_TUPLE = "a tuple; write (Geometry(...),), with the comma"
+# Type of a field -> what a value of another type is not.
+_KINDS = {
+    "bool": "True or False",
+    "int": "an integer",
+    "str": "a string",
+    "tuple": "a tuple; write (..., ...), and of one (...,) with the comma",
+    "Mapping": "a dict, field to source",
+    "Attr": "an Attr; write Attr.bit(n)",
+    "Level": "a Level; write Level(name, bits)",
+    "Geometry": "a Geometry",
+    "PteFormat": "a PteFormat",
+}
+# Characters of a message; what is between its ends is left out of a longer one.
+_MOST, _END = 600, 200
+# Of a value of any type, also of one that is huge or that raises when it is to be shown.
+_shown = Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = _MOST // 2
+
+
+def one_line(text: str) -> str:
+    """Return a text as messages show it: one printable line, and no endless one."""
+    if len(text) > _MOST:
+        text = f"{text[: _MOST - _END]} ... {text[-_END:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ArchError(Exception):
-    """An architecture description is missing or contradicts itself."""
+    """An architecture description is missing or contradicts itself; one line says how."""
+
+    def __str__(self) -> str:
+        """Return the line."""
+        return one_line(super().__str__())
 
 
 def _bit(number: int) -> int:
@@ -49,10 +79,33 @@ def _bits(mask: int) -> list[int]:
     return [b for b in range(ENTRY_BITS) if mask >> b & 1]
 
 
-def _want_type(where: str, value: object, kind: type, text: str) -> None:
-    """Raise ArchError unless a field has the type that it is declared with."""
-    if not isinstance(value, kind):
-        raise ArchError(f"{where}: {value!r} is not {text}")
+def _check_types(where: str, thing: object) -> None:
+    """Raise ArchError, naming field and value, unless each field has the type that it is declared with."""
+    for name, kind in get_type_hints(type(thing)).items():
+        value = getattr(thing, name)
+        if type(None) in get_args(kind):
+            if value is None:
+                continue
+            kind = get_args(kind)[0]
+        _check_type(f"{where}.{name}", value, kind)
+
+
+def _check_type(where: str, value: object, kind: Any) -> None:
+    """Raise ArchError unless a value is exactly of a type: True is no number, and 5.0 none."""
+    plain = get_origin(kind) or kind
+    if not (isinstance(value, plain) if plain is Mapping else type(value) is plain):
+        raise ArchError(f"{where}: {_shown.repr(value)} is not {_KINDS[plain.__name__]}")
+    if isinstance(value, int) and value.bit_length() > ENTRY_BITS:
+        raise ArchError(f"{where}: {value:#x} is not a {ENTRY_BITS}-bit value")
+    if is_dataclass(value):
+        _check_types(where, value)
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            _check_type(f"{where}[{i}]", item, get_args(kind)[0])
+    if isinstance(value, Mapping):
+        for key, text in value.items():
+            _check_type(f"{where}, a key", key, str)
+            _check_type(f"{where}[{key!r}]", text, str)
 
 
 @dataclass(frozen=True)
@@ -81,8 +134,6 @@ class Attr:
 
     def check(self, where: str) -> None:
         """Raise ArchError unless on and off are two different values inside the mask."""
-        for value in (self.mask, self.on, self.off):
-            _want_type(where, value, int, "an integer; write Attr.bit(n), or Attr(mask, on, off)")
         if not 0 < self.mask < 1 << ENTRY_BITS:
             raise ArchError(f"{where}: mask {self.mask:#x} is not a {ENTRY_BITS}-bit mask")
         if (self.on | self.off) & ~self.mask or self.on == self.off:
@@ -146,11 +197,15 @@ class PteFormat:
 
     def check(self, where: str, page_shift: int) -> None:
         """Raise ArchError, naming the field, the value and the bit, when fields overlap or do not fit."""
-        self._check_types(where)
         self._check_pfn(where, page_shift)
         fields = self.attributes()
         for name, attr in fields.items():
             attr.check(f"{where}.{name}")
+        if not self.present.on:
+            raise ArchError(
+                f"{where}.present: on {self.present.on:#x}, so that an empty entry, 0, is present; "
+                "take a bit that is 1 in every entry"
+            )
         pfn = dict.fromkeys(_bits(self.pfn_mask(page_shift)), "pfn")
         marks = dict(pfn)
         for name in ("present", "prot_none", "leaf"):
@@ -159,10 +214,13 @@ class PteFormat:
             marks |= dict.fromkeys(_bits(mask), name)
         for name in ("user", "table"):
             value = getattr(self, name)
+            if value < 0:
+                raise ArchError(f"{where}.{name}: {value:#x} is not a {ENTRY_BITS}-bit value")
             _check_free(f"{where}.{name}", value, pfn)
             if value & self.present.mask != self.present.on:
                 raise ArchError(
-                    f"{where}.{name}: {value:#x} is not present; put {self.present.on:#x} in"
+                    f"{where}.{name}: {value:#x} is not present; "
+                    f"bits {self.present.mask:#x} must be {self.present.on:#x}"
                 )
         taken = dict.fromkeys(_bits(self.user), "user") | marks
         for name, attr in fields.items():
@@ -175,21 +233,6 @@ class PteFormat:
             )
         self._check_none(where)
 
-    def _check_types(self, where: str) -> None:
-        for name, value in self.__dict__.items():
-            if name in ("user", "table"):
-                _want_type(f"{where}.{name}", value, int, "an integer")
-                if not 0 <= value < 1 << ENTRY_BITS:
-                    raise ArchError(
-                        f"{where}.{name}: {value:#x} is not a {ENTRY_BITS}-bit value; "
-                        f"bits are 0 to {ENTRY_BITS - 1}"
-                    )
-            elif name in ("pfn_pos", "pfn_bits", "address_shift"):
-                if value is not None or name != "pfn_pos":
-                    _want_type(f"{where}.{name}", value, int, "an integer")
-            elif value is not None or name != "cont":
-                _want_type(f"{where}.{name}", value, Attr, "an Attr; write Attr.bit(n)")
-
     def _check_pfn(self, where: str, page_shift: int) -> None:
         if self.pfn_pos is not None and not 0 <= self.pfn_pos < ENTRY_BITS:
             raise ArchError(
@@ -200,11 +243,11 @@ class PteFormat:
             raise ArchError(
                 f"{where}.address_shift: {self.address_shift} bits, 0 to {ENTRY_BITS - 1} can be"
             )
-        least = 1 if self.pfn_pos is not None else page_shift + 1
+        least = LEAST_PAGES.bit_length() - 1 + (page_shift if self.pfn_pos is None else 0)
         if self.pfn_bits < least:
             raise ArchError(
-                f"{where}.pfn_bits: {self.pfn_bits} bits name no page of 2**{page_shift} bytes; "
-                f"at least {least}"
+                f"{where}.pfn_bits: {self.pfn_bits} bits do not name {LEAST_PAGES} pages of "
+                f"2**{page_shift} bytes; at least {least}"
             )
         if self.pfn_mask(page_shift) >> ENTRY_BITS:
             start = self.address_shift if self.pfn_pos is None else self.pfn_pos
@@ -214,13 +257,8 @@ class PteFormat:
             )
 
     def _check_none(self, where: str) -> None:
-        """An empty entry, a present one and one of a PROT_NONE mapping are told from one another."""
+        """A present entry and one of a PROT_NONE mapping are told from one another."""
         present, none = self.present, self.prot_none
-        if not present.on:
-            raise ArchError(
-                f"{where}.present: on {present.on:#x}, so that an empty entry, 0, is present; "
-                "take a bit that is 1 in every entry"
-            )
         if not (self.user & ~none.mask | none.off) & present.mask == present.on:
             raise ArchError(
                 f"{where}.prot_none: off {none.off:#x} is not present; keep {present.on:#x} in it"
@@ -283,18 +321,12 @@ class Geometry:
 
     def check(self, where: str) -> None:
         """Raise ArchError when the levels do not add up."""
-        for name in ("page_shift", "va_bits", "task_size"):
-            _want_type(f"{where}.{name}", getattr(self, name), int, "an integer")
         if not 12 <= self.page_shift <= 16:
             raise ArchError(f"{where}.page_shift: {self.page_shift} is not 12 to 16")
-        _want_type(f"{where}.levels", self.levels, tuple, "a tuple; write (Level(...), Level(...))")
-        for i, lv in enumerate(self.levels):
-            _want_type(f"{where}.levels[{i}]", lv, Level, "a Level; write Level(name, bits)")
-            _want_type(f"{where}.levels[{i}].bits", lv.bits, int, "an integer")
         names = [lv.name for lv in self.levels]
         if names != [n for n in LEVEL_NAMES if n in names]:
             raise ArchError(
-                f"{where}.levels: {', '.join(map(str, names))} are not in the order "
+                f"{where}.levels: {', '.join(names)} are not in the order "
                 f"{', '.join(LEVEL_NAMES)}, each once; folded levels are left out"
             )
         if len(self.levels) < 2 or [lv.name for lv in self.levels[-2:]] != ["pmd", "pte"]:
@@ -310,7 +342,7 @@ class Geometry:
             raise ArchError(
                 f"{where}.levels.pte: 1 bit makes a huge page of 2 pages; at least 4, so 2 bits"
             )
-        if not isinstance(self.cont_order, int) or not 0 <= self.cont_order <= self.pmd_order:
+        if not 0 <= self.cont_order <= self.pmd_order:
             raise ArchError(
                 f"{where}.cont_order: {self.cont_order} is not log2 of a power of two of entries, "
                 f"0 to {self.pmd_order}"
@@ -372,13 +404,13 @@ class ArchParams:
 
     def __post_init__(self) -> None:
         """Check every field; raises ArchError with field and value."""
-        for text in ("name", "machine", "kconfig_symbol"):
-            _want_type(f"{self.name}.{text}", getattr(self, text), str, "a string")
-        _want_type(f"{self.name}.geometries", self.geometries, tuple, _TUPLE)
-        for i, g in enumerate(self.geometries):
-            _want_type(f"{self.name}.geometries[{i}]", g, Geometry, "a Geometry")
-        _want_type(f"{self.name}.pte", self.pte, PteFormat, "a PteFormat")
-        _want_type(f"{self.name}.sources", self.sources, Mapping, "a dict, field to source")
+        _check_types(f"{self.name}", self)
+        for word in ("name", "machine", "kconfig_symbol"):
+            value = getattr(self, word)
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+                raise ArchError(
+                    f"{self.name}.{word}: {value!r} is not a word of letters and digits"
+                )
         if not self.geometries:
             raise ArchError(f"{self.name}.geometries: empty; name at least one base page size")
         shifts = [g.page_shift for g in self.geometries]
@@ -400,6 +432,8 @@ class ArchParams:
         for g in self.geometries:
             if g.page_shift == page_shift:
                 return g
-        have = ", ".join(f"{1 << g.page_shift >> 10}K" for g in self.geometries)
-        size = f"{1 << page_shift >> 10}K" if page_shift >= 10 else f"2**{page_shift} byte"
-        raise ArchError(f"{self.name}: no {size} base pages; it has {have}")
+        have = ", ".join(str(g.page_shift) for g in self.geometries)
+        raise ArchError(
+            f"{self.name}.geometries: PAGE_SHIFT={page_shift} of Kconfig is none of their page shifts, "
+            f"{have}; make them agree"
+        )

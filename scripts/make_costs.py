@@ -70,6 +70,14 @@ class Conditions:
     base_vmas: float
     unseeded_call: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raise TypeError unless all are numbers."""
+        if not isinstance(self.unseeded_call, Mapping):
+            raise TypeError(f"unseeded_call: {self.unseeded_call!r} is not a table of numbers")
+        for name, value in {"base_vmas": self.base_vmas, **self.unseeded_call}.items():
+            if type(value) not in (int, float):
+                raise TypeError(f"{name}: {value!r} is not a number")
+
 
 def measured() -> dict[str, Conditions]:
     """Return the architectures that were measured, sorted by name."""

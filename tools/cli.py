@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 from virtmm.tools.commands.arch import arch_check_command, new_arch_command
-from virtmm.tools.commands.output import fail, interrupted
+from virtmm.tools.commands.output import fail, full, interrupted
 from virtmm.tools.commands.predict import predict_check_command
 from virtmm.tools.commands.replay import compare, replay
 from virtmm.tools.commands.scenario import scenario
@@ -43,6 +44,8 @@ ERRORS = (
     TraceError,
     WorkerError,
 )
+# Why standard output takes nothing more. Who writes another file looks at that there.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class OneLine(click.Group):
@@ -72,12 +75,16 @@ def one_line(ctx: click.Context) -> Iterator[None]:
     ):  # the latter at a question, and at its end of input too
         raise SystemExit(interrupted()) from None
     except ERRORS as e:
-        raise SystemExit(fail(str(e))) from None
+        raise SystemExit(fail(*e.args)) from None
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as e:
         path = (e.ctx or ctx).command_path
         raise SystemExit(fail(f"{e.format_message().rstrip('.')}; see {path} --help")) from None
+    except OSError as e:
+        if e.errno not in FULL or e.filename:
+            raise  # click knows what to do about a reader that has gone away
+        raise SystemExit(full(e)) from None
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})

@@ -21,7 +21,7 @@ from virtmm.check_entries import (
 )
 from virtmm.check_running import check_benchmark, check_golden, check_huge, check_twins
 from virtmm.kbuild import BuildError, compile_cores
-from virtmm.kconfig import ConfigError
+from virtmm.kconfig import ConfigError, fragment_names, one_line, resolve, shown
 from virtmm.subject import CheckError, Subject, want
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def check_fields(s: Subject) -> str:
 
 
 def check_kconfig(s: Subject) -> str:
-    """Every kernel resolved when the subject was made, and compiles; each page size has one of base pages."""
+    """Every kernel resolved when the subject was made, and compiles; fragments are for one of them."""
     for g in s.arch.geometries:
         name = f"baseline_{1 << g.page_shift >> 10}k"
-        where = f"{s.folder.name}/configs/{name}_defconfig"
+        where = shown(s.folder / "configs" / f"{name}_defconfig")
         want(name in s.kernels, f"{where}: missing; each page size of geometries has one")
         shift = s.kernels[name]["PAGE_SHIFT"]
         want(
@@ -66,8 +66,22 @@ def check_kconfig(s: Subject) -> str:
         )
         base = s.kernels[name]["ANON_POLICY_BASE"]
         want(bool(base), f"{where}: ANON_POLICY_BASE is n; it is the kernel of base pages")
+    for fragment in fragment_names(s.arch.name, s.folder):
+        _check_fragment(s, fragment)
     compile_cores(s.variants())
     return f"{len(s.kernels)} kernels"
+
+
+def _check_fragment(s: Subject, fragment: str) -> None:
+    """Raise ConfigError unless a fragment can be put on one of the kernels."""
+    wrong: list[ConfigError] = []
+    for kernel in s.kernels:
+        try:
+            resolve(s.arch.name, kernel, [fragment], arch_dir=s.folder)
+        except ConfigError as e:
+            wrong.append(e)
+    if len(wrong) == len(s.kernels):
+        raise wrong[0]
 
 
 CHECKS: tuple[tuple[str, str, Callable[[Subject], str]], ...] = (
@@ -98,7 +112,7 @@ def missing(s: Subject) -> dict[str, str]:
         found["contiguous"] = "no symbol of Kconfig selects CONTPTE"
     elif "THP" in found:
         found["contiguous"] = found["THP"]
-    if not (s.folder / "costs.csv").is_file():
+    if not (s.folder / "costs.csv").exists():
         found["costs"] = "no costs.csv; another architecture's figures are used"
     return found
 
@@ -123,7 +137,7 @@ def arch_check(
         stage = "kconfig"
         s = Subject(name, arch_dir)
     except (ArchError, BootError, ConfigError) as e:
-        yield Outcome(stage, "FAILED", str(e).splitlines()[0])
+        yield Outcome(stage, "FAILED", _said(e))
         return
     checks = list(CHECKS)
     if costs is not None:
@@ -144,9 +158,9 @@ def arch_check(
 
 def _said(e: Exception) -> str:
     """Return an exception as one line; one that is no message of ours by its type too."""
-    ours = isinstance(e, ArchError | BootError | BuildError | CheckError | ConfigError)
-    text = (str(e).splitlines() or [""])[0]
-    return text if ours else f"{type(e).__name__}: {text}; look at the bits of pte"
+    if isinstance(e, ArchError | BootError | BuildError | CheckError | ConfigError):
+        return one_line(str(e.args[0]))
+    return one_line(f"{type(e).__name__}: {e}; look at the bits of pte")
 
 
 def _reached(without: dict[str, str], failed: set[str]) -> Outcome:

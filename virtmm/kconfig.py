@@ -29,8 +29,10 @@ from virtmm import topdir
 from virtmm.arch import arch_folder, load_arch, loadable
 from virtmm.arch import reference as reference_arch
 
-# Raised here too, and tools/ may not look into arch/: its public name for them.
+# tools/ may not look into arch/: its public names for them.
+from virtmm.arch import shown as shown
 from virtmm.arch.params import ArchError as ArchError
+from virtmm.arch.params import one_line as one_line
 
 _lock = threading.Lock()
 # "CONFIG_" is a variable of that name: the prefix of symbols in files.
@@ -40,10 +42,18 @@ _UNSET = re.compile(r"# CONFIG_(\w+) is not set")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _BOOL = (kconfiglib.BOOL, kconfiglib.TRISTATE)
 _NUMBER = {kconfiglib.INT: 10, kconfiglib.HEX: 16}
+# What stands for itself in a Kconfig expression.
+_LITERAL = re.compile(r"-?[0-9]+|0[xX][0-9a-fA-F]+")
+# What Kconfig reads as a pattern or a variable in the name of a file.
+_PATTERN = re.compile(r"[$*?[]")
 
 
 class ConfigError(Exception):
-    """A configuration cannot be had; one line for each problem found."""
+    """A configuration cannot be had; an argument, and one line, for each problem found."""
+
+    def __str__(self) -> str:
+        """Return the lines."""
+        return "\n".join(map(one_line, self.args))
 
 
 class Assignment(NamedTuple):
@@ -141,11 +151,18 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
     kconf = open_kconfig(arch, arch_dir)
     problems = assign(kconf, layers)
     if not problems:
-        problems = [_one_line(text, kconf.folder) for text in kconf.warnings]
-    if problems:
-        raise ConfigError(_foreign(kconf, arch, layers) or "\n".join(problems))
+        problems = [_message(text, kconf.folder) for text in kconf.warnings]
     values = _values(kconf)
-    where = _shown(arch_folder(arch, arch_dir) / "Kconfig")
+    _check_arch(arch, arch_dir, values)  # first: what it lacks other symbols may depend on
+    if problems:
+        raise ConfigError(*(_foreign(kconf, arch, layers) or problems))
+    digest = hashlib.sha256(repr(sorted(values.items())).encode())
+    return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest(), arch_dir)
+
+
+def _check_arch(arch: str, arch_dir: Path | None, values: Mapping[str, bool | int | str]) -> None:
+    """Raise ConfigError unless the symbols that each architecture defines have values."""
+    where = shown(arch_folder(arch, arch_dir) / "Kconfig")
     for symbol in ("PAGE_SHIFT", "ARCH_FORCE_MAX_ORDER"):
         if symbol not in values:
             raise ConfigError(f"{where}: {symbol} has no value; define it with a default")
@@ -154,18 +171,17 @@ def _resolve(arch: str, arch_dir: Path | None, layers: list[list[Assignment]]) -
         raise ConfigError(
             f"{arch}.kconfig_symbol: {symbol} is not y; define it def_bool y in {where}"
         )
-    digest = hashlib.sha256(repr(sorted(values.items())).encode())
-    return ResolvedConfig(arch, values, config_text(kconf), digest.hexdigest(), arch_dir)
 
 
-def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> str:
+def _foreign(kconf: _Kconfig, arch: str, layers: list[list[Assignment]]) -> list[str]:
     """Return that a layer is another architecture's, so that its symbols are unknown here; or nothing."""
     others = {other.kconfig_symbol: other.name for other in loadable()}
     for a in (a for layer in layers for a in layer if a.symbol in others and a.value == "y"):
         if a.symbol not in kconf.syms:
             other = others[a.symbol]
-            return f"{a.where}: {a.symbol} is {other}, not {arch}; say --arch {other} (make: ARCH={other})"
-    return ""
+            text = f"{a.where}: {a.symbol} is {other}, not {arch}; say --arch {other} (make: ARCH={other})"
+            return [text]
+    return []
 
 
 # Files and names
@@ -203,7 +219,7 @@ def fragment_names(arch: str, arch_dir: Path | None = None) -> list[str]:
 
 
 def _names(folder: Path, suffix: str) -> list[str]:
-    names = [p.name.removesuffix(suffix) for p in folder.glob(f"?*{suffix}")]
+    names = [p.name.removesuffix(suffix) for p in folder.glob(f"?*{suffix}") if not p.is_dir()]
     return sorted(names, key=_table_order) if suffix == "_defconfig" else sorted(names)
 
 
@@ -239,12 +255,10 @@ def find_defconfig(folder: Path, name: str | Path) -> Path:
         return file
     if Path(name).suffix and _is_file(Path(name)):
         return Path(name)
-    have = _names(configs, "_defconfig")
-    if _is_file(configs / "defconfig"):
-        have.append("defconfig")
-    raise ConfigError(
-        f"{folder.name} has no defconfig {name!r}; choose one of: {', '.join(have) or 'none'}"
-    )
+    if name == "defconfig":
+        raise ConfigError(f"{shown(file)}: no such file; every architecture has one")
+    have = [*_names(configs, "_defconfig"), "defconfig"]
+    raise ConfigError(f"{folder.name} has no defconfig {name!r}; choose one of: {', '.join(have)}")
 
 
 def find_fragment(folder: Path, name: str | Path) -> Path:
@@ -271,15 +285,7 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as e:
-        raise ConfigError(f"{_shown(path)}: {e.strerror}") from None
-
-
-def _shown(path: Path) -> str:
-    """Return a path as messages show it: relative to the tree when it is in there."""
-    try:
-        return str(path.resolve().relative_to(topdir()))
-    except (ValueError, OSError, RuntimeError):  # elsewhere, or a link to itself
-        return str(path)
+        raise ConfigError(f"{shown(path)}: {e.strerror}") from None
 
 
 def parse_config(path: Path) -> list[Assignment]:
@@ -289,16 +295,16 @@ def parse_config(path: Path) -> list[Assignment]:
     Raises:
         ConfigError: unreadable, or lines that are neither assignments nor comments.
     """
-    shown = _shown(path)
+    file = shown(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as e:
-        raise ConfigError(f"{shown}: {e.strerror}") from None
+        raise ConfigError(f"{file}: {e.strerror}") from None
     except UnicodeDecodeError as e:
-        raise ConfigError(f"{shown}: not a text file (byte {e.start} is not UTF-8)") from None
+        raise ConfigError(f"{file}: not a text file (byte {e.start} is not UTF-8)") from None
     found, wrong = [], []
     for number, line in enumerate(map(str.strip, lines), start=1):
-        where = f"{shown}:{number}"
+        where = f"{file}:{number}"
         if m := _SET.fullmatch(line):
             found.append(Assignment(m[1], m[2], where))
         elif m := _UNSET.fullmatch(line):
@@ -363,30 +369,42 @@ def open_kconfig(arch: str, arch_dir: Path | None = None) -> _Kconfig:
     folder = arch_folder(arch, arch_dir)
     if not _is_file(folder / "Kconfig"):
         raise ConfigError(
-            f"{_shown(folder / 'Kconfig')}: no such file; write it, as Documentation/arch/porting.md says"
+            f"{shown(folder / 'Kconfig')}: no such file; write it, as Documentation/arch/porting.md says"
         )
     top = topdir()
     # Relative, also to a folder outside the tree, so that "arch/$(SRCARCH)/Kconfig" finds it.
     srcarch = os.path.relpath(folder.resolve(), top / "arch")
-    shown = (f"arch/{srcarch}", _shown(folder))
+    place = f"arch/{srcarch}", shown(folder)
+    pattern = _PATTERN.sub(r"[\g<0>]", srcarch)
     try:
-        with _environment({"srctree": str(top), "ARCH": arch, "SRCARCH": srcarch}):
-            kconf = _Kconfig(str(top / "Kconfig"), warn_to_stderr=False)
+        with _environment({"srctree": str(top), "ARCH": arch, "SRCARCH": pattern}):
+            kconf = _Kconfig("Kconfig", warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as e:
-        raise ConfigError(_one_line(str(e), shown)) from None
+        raise ConfigError(_message(str(e), place)) from None
     except Exception as e:  # kconfiglib's own mistakes, about lines in the wrong place
-        text = f"{shown[1]}/Kconfig: not in the form of Kconfig ({type(e).__name__}: {e})"
-        raise ConfigError(_one_line(text, shown)) from None
-    if kconf.warnings:
-        raise ConfigError("\n".join(_one_line(text, shown) for text in kconf.warnings))
-    kconf.folder = shown
+        text = f"{place[1]}/Kconfig: not in the form of Kconfig ({type(e).__name__}: {e})"
+        raise ConfigError(_message(text, place)) from None
+    kconf.folder = place
+    problems = [*kconf.warnings, *_undefined(kconf)]
+    if problems:
+        raise ConfigError(*(_message(text, place) for text in problems))
     kconf.config_header = f"#\n# {kconf.mainmenu_text}\n#\n"
     return kconf
 
 
-def _one_line(text: str, folder: tuple[str, str]) -> str:
+def _undefined(kconf: _Kconfig) -> Iterator[str]:
+    """Yield what an architecture's Kconfig names, in a select or a condition, and no file defines."""
+    for node in kconf.node_iter():
+        if node.filename.startswith(f"{kconf.folder[0]}/"):
+            named = [i for i in node.referenced if not i.nodes and not i.is_constant]
+            for name in sorted(i.name for i in named if not _LITERAL.fullmatch(i.name)):
+                where = f"{node.filename}:{node.linenr}"
+                yield f"{where}: {name} is defined nowhere; define it, or do without"
+
+
+def _message(text: str, folder: tuple[str, str]) -> str:
     """Return a message of Kconfig's as one line; ``folder`` as it calls it, and as messages show it."""
-    return " ".join(text.removeprefix("warning: ").split()).replace(*folder)
+    return " ".join(text.removeprefix("warning: ").replace(*folder).split())
 
 
 def config_text(kconf: _Kconfig, minimal: bool = False) -> str:

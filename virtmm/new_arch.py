@@ -13,7 +13,8 @@ from pathlib import Path
 from virtmm import topdir
 from virtmm.arch.params import ArchError, Geometry, Level
 from virtmm.boot import check_settings
-from virtmm.kconfig import default_arch, defconfigs, open_kconfig, resolve
+from virtmm.kconfig import default_arch, defconfigs, open_kconfig, resolve, shown
+from virtmm.mm.layout import NR_ORDERS
 
 _PAGES = (4096, 8192, 16384, 32768, 65536)
 _NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
@@ -94,6 +95,15 @@ class Shape:
         nr, shift = len(self.levels), self.page.bit_length() - 1
         names = {2: _NAMES[3:], 3: ("pgd", *_NAMES[3:]), 4: ("pgd", *_NAMES[2:]), 5: _NAMES}[nr]
         levels = tuple(Level(name, bits) for name, bits in zip(names, self.levels, strict=True))
+        if self.levels[-1] >= NR_ORDERS:
+            raise ArchError(
+                f"levels: {self.levels[-1]} bits of the last make huge pages of that order; "
+                f"the buddy allocator has orders 0 to {NR_ORDERS - 1}"
+            )
+        if self.cont > 1 << self.levels[-1]:
+            raise ArchError(
+                f"cont: {self.cont} is more than the {1 << self.levels[-1]} entries of the last level"
+            )
         order = max(0, self.cont.bit_length() - 1)
         geometry = Geometry(shift, levels, shift + sum(self.levels), order)
         geometry.check(f"geometries[{shift}]")
@@ -150,7 +160,7 @@ def place_for(name: str, parent: Path) -> Path:
     kconf = open_kconfig(default_arch())
     symbol = kconf.syms.get(name.upper()) or kconf.named_choices.get(name.upper())
     for node in symbol.nodes if symbol else ():
-        file = (topdir() / node.filename).relative_to(topdir())
+        file = Path(node.filename)
         if file.parts[0] != "arch":
             raise ArchError(
                 f"name: {name} is taken by {symbol.name} of {file}:{node.linenr}; choose another"
@@ -158,11 +168,11 @@ def place_for(name: str, parent: Path) -> Path:
     folder = parent / name
     try:
         if not parent.is_dir():
-            raise ArchError(f"{parent}: no such folder; make it first")
+            raise ArchError(f"{shown(parent)}: no such folder; make it first")
         if folder.exists():
-            raise ArchError(f"{folder}: is there already; choose another name")
+            raise ArchError(f"{shown(folder)}: is there already; choose another name")
     except OSError as e:
-        raise ArchError(f"{parent}: {e.strerror}") from None
+        raise ArchError(f"{shown(parent)}: {e.strerror}") from None
     return folder
 
 
@@ -184,7 +194,7 @@ def new_arch(name: str, shape: Shape, parent: Path) -> Path:
             shutil.rmtree(made / "__pycache__", ignore_errors=True)
             made.rename(folder)
     except OSError as e:
-        raise ArchError(f"{parent}: cannot write in it: {e.strerror}") from None
+        raise ArchError(f"{shown(parent)}: cannot write in it: {e.strerror}") from None
     return folder
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from virtmm.arch import arch_folder, load_arch
 from virtmm.boot import check_settings
 from virtmm.golden_traces import GoldenError, golden_traces, replay_golden
-from virtmm.kconfig import ResolvedConfig, defconfigs, open_kconfig, resolve
+from virtmm.kconfig import (
+    ConfigError,
+    ResolvedConfig,
+    defconfigs,
+    find_defconfig,
+    open_kconfig,
+    resolve,
+    shown,
+)
 from virtmm.machine import Machine
 from virtmm.mm.debug_vm import VmBug, validate
 
@@ -17,6 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from virtmm.arch.params import ArchParams
+
+
+#: What the checks switch, and so no named kernel does.
+_USUAL = {"C_RANGES": True, "FAST_FAULT": True, "DEBUG_VM": False}
 
 
 class CheckError(Exception):
@@ -39,6 +51,12 @@ class Subject:
         for kernel in ("defconfig", *defconfigs(name, arch_dir)):
             config = resolve(name, kernel, arch_dir=arch_dir)
             check_settings(config, ())
+            for symbol, usual in _USUAL.items():
+                if config[symbol] is not usual:
+                    raise ConfigError(
+                        f"{shown(find_defconfig(self.folder, kernel))}: {symbol}={'n' if usual else 'y'}; "
+                        "leave that to who runs the kernel"
+                    )
             # Two of the buddy allocator's largest blocks.
             shift = int(config["ARCH_FORCE_MAX_ORDER"]) + int(config["PAGE_SHIFT"]) - 20
             mb = max(64, 2 << max(0, shift))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from virtmm.arch import load_arch, loadable, names, reference
+from virtmm.arch import load_arch, loadable, names, reference, shown
 from virtmm.arch.params import ArchError, ArchParams, Attr, Geometry, Level
 
 from virtmm import topdir
@@ -70,7 +70,7 @@ def test_marks_stay_out_of_the_pfn(name):
     ("attr", "message"),
     [
         (Attr(0, 0, 0), "mask 0x0 is not a 64-bit mask"),
-        (Attr(1 << 64, 1 << 64), "mask 0x10000000000000000 is not a 64-bit mask"),
+        (Attr(-1, 1), "mask -0x1 is not a 64-bit mask"),
         (Attr(0b10, 0b10, 0b10), "on 0x2 and off 0x2 must differ inside mask 0x2"),
         (Attr(0b10, 0b110), "on 0x6 and off 0x0 must differ inside mask 0x2"),
         (Attr(0b10, 0b10, 0b100), "on 0x2 and off 0x4 must differ inside mask 0x2"),
@@ -83,7 +83,7 @@ def test_on_and_off_are_two_values_of_the_mask(attr, message):
 @pytest.mark.parametrize("name", ["user", "table"])
 def test_fixed_bits_are_present_and_leave_the_pfn_alone(name):
     value = getattr(GOOD.pte, name)
-    message = f"x86.pte.{name}: {value & ~1:#x} is not present; put 0x1 in"
+    message = f"x86.pte.{name}: {value & ~1:#x} is not present; bits 0x1 must be 0x1"
     assert refusal(**{name: value & ~1}) == message
     assert refusal(**{name: value | 1 << 30}) == f"x86.pte.{name}: bit 30 overlaps pfn{OTHER}"
 
@@ -103,8 +103,11 @@ def test_the_pfn_fits_the_entry():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pfn_bits": 10}, "pfn_bits: 10 bits name no page of 2**12 bytes; at least 13"),
-        ({"pfn_pos": 20, "pfn_bits": 0}, "pfn_bits: 0 bits name no page of 2**12 bytes; at least 1"),
+        ({"pfn_bits": 21}, "pfn_bits: 21 bits do not name 1024 pages of 2**12 bytes; at least 22"),
+        (
+            {"pfn_pos": 20, "pfn_bits": 9},
+            "pfn_bits: 9 bits do not name 1024 pages of 2**12 bytes; at least 10",
+        ),
         ({"pfn_pos": 64}, "pfn_pos: 64 is no bit of an entry, 0 to 63; None = at the page shift"),
         ({"pfn_pos": -1}, "pfn_pos: -1 is no bit of an entry, 0 to 63; None = at the page shift"),
         ({"address_shift": -2}, "address_shift: -2 bits, 0 to 63 can be"),
@@ -138,7 +141,8 @@ def test_leaf_is_no_other_mark(name, bit):
 
 def test_nothing_present_and_prot_none_are_told_apart():
     message = "x86.pte.present: on 0x0, so that an empty entry, 0, is present; take a bit that is 1"
-    assert refusal(present=Attr.inverted(11)).startswith(message)
+    for bit in (0, 11):
+        assert refusal(present=Attr.inverted(bit)).startswith(message)
     message = "x86.pte.prot_none: off 0x0 is not present; keep 0x1 in it"
     assert refusal(prot_none=Attr(0x101, 0x100, 0)) == message
     message = "x86.pte.prot_none: on 0x101 is present too; it must not have 0x1"
@@ -151,20 +155,57 @@ def test_nothing_present_and_prot_none_are_told_apart():
         ({"young": 5}, "young: 5 is not an Attr; write Attr.bit(n)"),
         ({"cont": 52}, "cont: 52 is not an Attr; write Attr.bit(n)"),
         ({"young": None}, "young: None is not an Attr; write Attr.bit(n)"),
-        ({"young": Attr("5", 5)}, "young: '5' is not an integer; write Attr.bit(n), or Attr(mask, on, off)"),
+        ({"young": Attr("5", 5)}, "young.mask: '5' is not an integer"),
+        ({"young": Attr(1 << 64, 1)}, "young.mask: 0x10000000000000000 is not a 64-bit value"),
+        ({"leaf": Attr(True, True)}, "leaf.mask: True is not an integer"),
+        ({"pfn_pos": True}, "pfn_pos: True is not an integer"),
+        ({"pfn_bits": 48.0}, "pfn_bits: 48.0 is not an integer"),
+        ({"address_shift": None}, "address_shift: None is not an integer"),
         ({"pfn_bits": None}, "pfn_bits: None is not an integer"),
         ({"user": "5"}, "user: '5' is not an integer"),
-        ({"user": 1 << 70 | 1}, "user: 0x400000000000000001 is not a 64-bit value; bits are 0 to 63"),
-        ({"table": -1}, "table: -0x1 is not a 64-bit value; bits are 0 to 63"),
+        ({"user": 1 << 70 | 1}, "user: 0x400000000000000001 is not a 64-bit value"),
+        ({"table": -1}, "table: -0x1 is not a 64-bit value"),
     ],
 )  # fmt: skip
 def test_fields_have_their_types(changes, message):
     assert refusal(**changes) == f"x86.pte.{message}"
 
 
+@pytest.mark.parametrize("name", ["gfp_zero", "gfp_zerotags", "reference"])
+@pytest.mark.parametrize("value", ["n", 1, None])
+def test_switches_are_bools(name, value):
+    assert refusal(**{name: value}) == f"x86.{name}: {value!r} is not True or False"
+
+
+def test_a_value_that_does_not_show_itself():
+    class Shy:
+        def __repr__(self):
+            raise ValueError
+
+    assert refusal(young=Shy()).startswith("x86.pte.young: <Shy instance at 0x")
+
+
+def test_messages_are_one_line_of_sane_length():
+    text = str(ArchError("a\nb\ud800" + "x" * 1_000_000 + "; do this"))
+    assert text.startswith("a\\nb\\ud800xxx")
+    assert text.endswith("xxx; do this")
+    assert len(text) < 1000
+
+
+def test_names_are_words():
+    for name in ("name", "machine", "kconfig_symbol"):
+        where = "" if name == "name" else "x86"
+        for value in ("", "a\nb", "a b", "é", "-a"):
+            message = f".{name}: {value!r} is not a word of letters and digits"
+            assert refusal(**{name: value}).endswith(message)
+            assert refusal(**{name: value}).startswith(where)
+
+
 def test_names_are_strings():
     for name in ("machine", "kconfig_symbol"):
         assert refusal(**{name: 5}) == f"x86.{name}: 5 is not a string"
+    assert refusal(sources={5: "x"}) == "x86.sources, a key: 5 is not a string"
+    assert refusal(sources={"pte": 5}) == "x86.sources['pte']: 5 is not a string"
     assert refusal(name=None) == "None.name: None is not a string"
     assert refusal(sources=5) == "x86.sources: 5 is not a dict, field to source"
     with pytest.raises(ArchError, match=r"^x86.pte: None is not a PteFormat$"):
@@ -255,18 +296,24 @@ def test_a_pfn_field_of_its_own_place():
         (
             GOOD.geometries[0],
             "x86.geometries: " + repr(GOOD.geometries[0]) + " is not a tuple; "
-            "write (Geometry(...),), with the comma",
+            "write (..., ...), and of one (...,) with the comma",
         ),
         ((5,), "x86.geometries[0]: 5 is not a Geometry"),
         (
             geometry(levels=LEVELS[0]),
-            f"x86.geometries[12].levels: {LEVELS[0]} is not a tuple; write (Level(...), Level(...))",
+            f"x86.geometries[0].levels: {LEVELS[0]} is not a tuple; write (..., ...), and of one (...,) "
+            "with the comma",
         ),
         (
             geometry(levels=(9, 9)),
-            "x86.geometries[12].levels[0]: 9 is not a Level; write Level(name, bits)",
+            "x86.geometries[0].levels[0]: 9 is not a Level; write Level(name, bits)",
         ),
-        (geometry(va_bits="48"), "x86.geometries[12].va_bits: '48' is not an integer"),
+        (
+            geometry(levels=(Level("pmd", 9), Level("pte", "9"))),
+            "x86.geometries[0].levels[1].bits: '9' is not an integer",
+        ),
+        (geometry(va_bits="48"), "x86.geometries[0].va_bits: '48' is not an integer"),
+        (geometry(shift="12") + geometry(), "x86.geometries[0].page_shift: '12' is not an integer"),
         (geometry(shift=11), "x86.geometries[11].page_shift: 11 is not 12 to 16"),
         (geometry(shift=17), "x86.geometries[17].page_shift: 17 is not 12 to 16"),
         (geometry() * 2, "x86.geometries: page shifts [12, 12] are not ascending"),
@@ -311,13 +358,17 @@ def test_an_entry_format_is_checked_for_every_page_size():
 
 
 def test_a_page_size_that_an_architecture_has_not():
-    with pytest.raises(ArchError, match="x86: no 64K base pages; it has 4K"):
-        GOOD.geometry(16)
-    with pytest.raises(ArchError, match="arm64: no 8K base pages; it has 4K, 16K, 64K"):
-        load_arch("arm64").geometry(13)
-    for shift in (-1, 3):
-        with pytest.raises(ArchError, match=rf"x86: no 2\*\*{shift} byte base pages; it has 4K"):
-            GOOD.geometry(shift)
+    for arch, shift, have in (
+        (GOOD, 16, "12"),
+        (GOOD, -1, "12"),
+        (load_arch("arm64"), 13, "12, 14, 16"),
+    ):
+        with pytest.raises(ArchError) as e:
+            arch.geometry(shift)
+        assert str(e.value) == (
+            f"{arch.name}.geometries: PAGE_SHIFT={shift} of Kconfig is none of their page shifts, {have}; "
+            "make them agree"
+        )
 
 
 def test_a_description_cannot_be_changed_later():
@@ -355,6 +406,7 @@ def outside(tmp_path):
 
 
 EMPTY = 'ARCH = dataclasses.replace(load_arch("x86"), name="toy", geometries=())\n'
+SHY = "class Shy(Exception):\n    def __str__(self): raise SystemExit\n"
 COPY = "import dataclasses\nfrom virtmm.arch import load_arch\n"
 
 
@@ -380,6 +432,26 @@ def test_a_folder_outside_the_tree(outside):
         ),
         ("\0", "arch.py: SyntaxError: source code string cannot contain null bytes"),
         ("raise SystemExit(0)\n", "arch.py:1: SystemExit: 0 (raise SystemExit(0))"),
+        ("raise GeneratorExit\n", "arch.py:1: GeneratorExit:  (raise GeneratorExit)"),
+        (
+            "raise BaseException('a\\nb')\n",
+            "arch.py:1: BaseException: a b (raise BaseException('a\\nb'))",
+        ),
+        ("raise ValueError('\\ud800')\n", "arch.py:1: ValueError: \\ud800 (raise"),
+        (SHY + "raise Shy\n", "arch.py:3: Shy: <exception str() failed> (raise Shy)"),
+        ("from virtmm.arch.params import ArchError\nraise ArchError('a\\nb')\n", "a\\nb"),
+        (
+            "from virtmm.arch.params import ArchError\nraise ArchError\n",
+            "arch.py:2: ArchError:  (raise ArchError)",
+        ),
+        (
+            "X = open('nosuch')\n",
+            "arch.py:1: FileNotFoundError: [Errno 2] No such file or directory: 'nosuch'",
+        ),
+        (
+            "def __getattr__(name):\n    raise SystemExit\n",
+            "arch.py: no ARCH; arch.py binds one global",
+        ),
         (
             "import sys\nsys.nope()\n",
             "arch.py:2: AttributeError: module 'sys' has no attribute 'nope'",
@@ -401,6 +473,25 @@ def test_a_description_that_is_none(outside, text, message):
         load_arch("toy", outside(text))
     assert message in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_ctrl_c_is_no_mistake_of_a_description(outside):
+    with pytest.raises(KeyboardInterrupt):
+        load_arch("toy", outside("raise KeyboardInterrupt\n"))
+
+
+def test_paths_in_the_tree_are_shown_from_its_top(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for path, text in (
+        (topdir() / "arch" / "x86" / "arch.py", "arch/x86/arch.py"),
+        (Path("x86/arch.py"), "x86/arch.py"),
+        (tmp_path / "x86", f"{tmp_path}/x86"),
+        (Path("loop"), "loop"),
+    ):
+        assert shown(path) == text
+    with pytest.raises(ArchError, match=r"^arch/x86/arch.py: ARCH.name is 'x86', asked for 'toy'"):
+        load_arch("toy", topdir() / "arch" / "x86")
 
 
 def test_a_folder_without_a_description(tmp_path):
@@ -427,14 +518,19 @@ def test_a_description_that_cannot_be_read(tmp_path):
 # Tiers
 
 
-@pytest.mark.parametrize("order", [-1, 10, 4.585])
+@pytest.mark.parametrize("order", [-1, 10])
 def test_a_contiguous_block_is_a_power_of_two_of_entries(order):
-    """An order is log2: 24 entries have none."""
     good = dataclasses.replace(GOOD.geometries[0], cont_order=order)
     message = refusal(geometries=(good,), cont=Attr.bit(58))
     assert message == (
         f"x86.geometries[12].cont_order: {order} is not log2 of a power of two of entries, 0 to 9"
     )
+
+
+def test_24_entries_have_no_order():
+    good = dataclasses.replace(GOOD.geometries[0], cont_order=4.585)
+    message = refusal(geometries=(good,), cont=Attr.bit(58))
+    assert message == "x86.geometries[0].cont_order: 4.585 is not an integer"
 
 
 def test_contiguous_blocks_need_their_bit():

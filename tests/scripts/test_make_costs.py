@@ -327,7 +327,10 @@ def test_measurements_of_nothing(make_costs, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("text", ["base_vmas = ", "vmas = 6.0", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["base_vmas = ", "vmas = 6.0", "", "base_vmas = '6'", "base_vmas = 6\nunseeded_call = 5"],
+)
 def test_conditions_that_are_none_are_named(make_costs, tmp_path, monkeypatch, text):
     path = tmp_path / "arch" / "foo" / "measured.toml"
     path.parent.mkdir(parents=True)

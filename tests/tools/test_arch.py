@@ -63,7 +63,7 @@ def test_without_a_terminal_nothing_is_asked(virtmm, tmp_path):
         (["foo", "--page", "8K", "--levels", "14,15"], "geometries[13].levels.pte: 15 bits"),
         (
             ["foo", "--page", "8K", "--levels", "9,9", "--cont", "1024"],
-            "geometries[13].cont_order: 10",
+            "cont: 1024 is more than the 512 entries",
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_at_a_terminal_what_is_wrong_is_asked_again(tmp_path):
             "levels: 1 is not index bits",
             "geometries[13].levels.pte: 15 bits do not fit",
             "cont: ³ is not a power of two",
-            "geometries[13].cont_order: 11 is not log2",
+            "cont: 2048 is more than the 1024 entries",
         ),
         strict=True,
     ):
@@ -144,10 +144,14 @@ def test_a_check_that_fails_is_status_1(virtmm, foo):
         ("--arch-dir", "nope", "nope: "),
         ("--arch-dir", ".", "no arch.py in it"),
         ("--arch", "vax", "unknown architecture 'vax'"),
+        ("--arch", "", "unknown architecture ''"),
+        ("--arch-dir", "a\nb", "a\\nb: no such folder"),
+        ("--arch-dir", "loop", "loop: no such folder"),
     ],
 )
 def test_nothing_to_check_is_status_2(virtmm, tmp_path, monkeypatch, option, value, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
     result = virtmm("arch-check", option, value)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr

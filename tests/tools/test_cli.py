@@ -485,10 +485,25 @@ def test_ctrl_c_leaves_no_result_half_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fmt", ["text", "json"])
-def test_standard_output_that_takes_nothing(trace, fmt):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["replay", "TRACE"],
+        ["replay", "TRACE", "--format", "json"],
+        ["arch-check", "--arch", "x86"],
+        ["scenario", "show", "SCENARIO"],
+        ["--help"],
+        ["compare", "--help"],
+    ],
+)
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_standard_output_that_takes_nothing(trace, tmp_path, monkeypatch, words, buffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", buffered)
+    scenario = tmp_path / "a.scn"
+    scenario.write_text("proc p\nmmap p A 128k\ntouch p w A 64k\nobserve p\n")
+    words = [{"TRACE": trace, "SCENARIO": scenario}.get(word, word) for word in words]
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
-        process = start("replay", trace, "--format", fmt, stdout=full)
+        process = start(*words, stdout=full)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err == "virtmm: standard output: cannot write: No space left on device\n"

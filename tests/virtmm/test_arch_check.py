@@ -84,7 +84,20 @@ SOURCE = "name the manual, and the file and release of Linux"
         ),
         (
             "arch.py", "43, 5", "43, 4.585", "fields",
-            "foo.geometries[13].cont_order: 4.585 is not log2 of a power of two of entries, 0 to 10",
+            "foo.geometries[0].cont_order: 4.585 is not an integer",
+        ),
+        (
+            "arch.py", "43, 5", "43, 11", "fields",
+            "foo.geometries[13].cont_order: 11 is not log2 of a power of two of entries, 0 to 10",
+        ),
+        (
+            "arch.py", "ARCH = ", "raise GeneratorExit\nARCH = ", "fields",
+            "foo/arch.py:6: GeneratorExit:  (raise GeneratorExit)",
+        ),
+        (
+            "arch.py", "pfn_bits=48", "pfn_bits=30", "kconfig",
+            "16384 MiB of memory: page-table entries of foo reach 1024 MiB (foo.pte.pfn_bits=30); "
+            "give the machine less",
         ),
         (
             "arch.py", "cont=Attr.bit(10),", "", "fields",
@@ -116,7 +129,30 @@ SOURCE = "name the manual, and the file and release of Linux"
             "Kconfig", "config FOO\n", "config BAR\n", "kconfig",
             "foo.kconfig_symbol: FOO is not y; define it def_bool y in foo/Kconfig",
         ),
-        ("Kconfig", "default 13", "default 14", "kconfig", "foo: no 16K base pages; it has 8K"),
+        (
+            "Kconfig", "config FOO\n\tdef_bool y\n\tselect HAVE_ARCH_TRANSPARENT_HUGEPAGE\n", "", "kconfig",
+            "foo.kconfig_symbol: FOO is not y; define it def_bool y in foo/Kconfig",
+        ),
+        (
+            "Kconfig", "def_bool y", "def_bool n", "kconfig",
+            "foo.kconfig_symbol: FOO is not y; define it def_bool y in foo/Kconfig",
+        ),
+        (
+            "Kconfig", "\tselect HAVE", "\tselect NOSUCH\n\tselect HAVE", "kconfig",
+            "foo/Kconfig:3: NOSUCH is defined nowhere; define it, or do without",
+        ),
+        (
+            "Kconfig", "default 13", "default 14", "kconfig",
+            "foo.geometries: PAGE_SHIFT=14 of Kconfig is none of their page shifts, 13; make them agree",
+        ),
+        (
+            "configs/defconfig", "MADVISE=y", "MADVISE=y\nCONFIG_DEBUG_VM=y", "kconfig",
+            "foo/configs/defconfig: DEBUG_VM=y; leave that to who runs the kernel",
+        ),
+        (
+            "configs/linux-6.12_defconfig", "CONFIG_FOO", "CONFIG_C_RANGES=n\nCONFIG_FOO", "kconfig",
+            "foo/configs/linux-6.12_defconfig: C_RANGES=n; leave that to who runs the kernel",
+        ),
         ("arch.py", '"pte": ', '"entry": ', "fields", f"foo.sources['pte']: not given; {SOURCE}"),
         (
             "arch.py", '"pte": "manual', '"pte": "to be filled in', "fields",
@@ -142,6 +178,40 @@ def test_a_wrong_port_does_not_run_either(folder, old):
     with pytest.raises((ArchError, ConfigError)) as e:
         Machine(resolve("foo", arch_dir=folder, sets=["MEMORY_MB=64"]))
     assert str(e.value).replace(str(folder), "foo") == failure(folder)[1]
+
+
+@pytest.mark.parametrize("place", ["$HOME", "a$PATH[b]*", "a\nb"])
+def test_a_folder_of_any_name(tmp_path, monkeypatch, place):
+    """Kconfig takes no variable and no pattern out of it, and a message is a line."""
+    monkeypatch.setenv("HOME", "/nowhere")
+    (tmp_path / place).mkdir()
+    folder = write(tmp_path / place, "8K", "10,10,10", "32")
+    assert failure(folder) == ("", "")
+    edit(folder, "configs/defconfig", "CONFIG_", "CONFIG_NO_")
+    check, text = failure(folder)
+    assert check == "kconfig"
+    assert "foo/configs/defconfig:1: unknown symbol NO_TRANSPARENT_HUGEPAGE" in text
+    edit(folder, "Kconfig", "def_bool y", "def_bool NOSUCH")
+    check, text = failure(folder)
+    assert check == "kconfig"
+    assert text.endswith("foo/Kconfig:3: NOSUCH is defined nowhere; define it, or do without")
+    assert "/../" not in text
+
+
+def test_kernels_are_files(folder):
+    (folder / "configs" / "x_defconfig").mkdir()
+    assert failure(folder) == ("", "")
+    (folder / "configs" / "defconfig").unlink()
+    message = "foo/configs/defconfig: no such file; every architecture has one"
+    assert failure(folder) == ("kconfig", message)
+
+
+def test_a_fragment_is_for_one_of_the_kernels(folder):
+    fragment = folder / "configs" / "odd.config"
+    fragment.write_text("CONFIG_HUGE_ZERO_COW=y\n")  # depends on the policy of linux-6.12
+    assert failure(folder) == ("", "")
+    fragment.write_text("CONFIG_NOSUCH=y\n")
+    assert failure(folder) == ("kconfig", "foo/configs/odd.config:1: unknown symbol NOSUCH")
 
 
 def test_each_page_size_has_its_base_page_kernel(folder):

@@ -22,7 +22,10 @@ def test_memory_that_entries_cannot_name():
     with pytest.raises(ConfigError, match="4096 is not in its range, 16 to 3840"):
         resolve("m68k", sets=["MEMORY_MB=4096"])
     config = resolve("m68k")
-    message = "8192 MiB of memory: page-table entries of m68k reach 4096 MiB; give the machine less"
+    message = (
+        "8192 MiB of memory: page-table entries of m68k reach 4096 MiB (m68k.pte.pfn_bits=32); "
+        "give the machine less"
+    )
     for attempt in (check_settings, Machine):
         with pytest.raises(BootError) as e:
             attempt(config, ["mem=8G"])

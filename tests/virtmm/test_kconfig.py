@@ -325,13 +325,16 @@ def test_unreadable_files(tmp_path):
     assert "not a text file" in error("arm64", tmp_path / "binary")
 
 
+NUMBERS = "config PAGE_SHIFT\n\tint\n\tdefault 12\nconfig ARCH_FORCE_MAX_ORDER\n\tdefault 10\n"
+
+
 def test_selected_symbol_names_its_selector(tmp_path):
     folder = arch_with(
         tmp_path,
-        'config A\n\tbool "A"\n\thelp\n\t  A.\nconfig B\n\tdef_bool y\n\tselect A\n',
+        'config A\n\tbool "A"\n\thelp\n\t  A.\nconfig ARM64\n\tdef_bool y\n\tselect A\n' + NUMBERS,
     )
     (tmp_path / "x").write_text("# CONFIG_A is not set\n")
-    assert "wanted A=n, got y: selected by B" in error("arm64", tmp_path / "x", arch_dir=folder)
+    assert "wanted A=n, got y: selected by ARM64" in error("arm64", tmp_path / "x", arch_dir=folder)
 
 
 def arch_with(tmp_path, kconfig):
@@ -349,6 +352,14 @@ def arch_with(tmp_path, kconfig):
         ("config A\n\tbool\n\tdefault 3\n\tint\n", "at FOLDER/Kconfig:1"),
         ('source "nowhere"\n', "nowhere"),
         (
+            "config MEMORY_MB\n\tbool\n",
+            "MEMORY_MB (defined at FOLDER/Kconfig:1, Kconfig:11) defined with",
+        ),
+        (
+            'config A\n\tbool "A"\n\tdepends on NOSUCH && 3 != 0x1F\n',
+            "FOLDER/Kconfig:1: NOSUCH is defined nowhere; define it, or do without",
+        ),
+        (
             'menu "M"\n\tprompt "x"\n',
             "FOLDER/Kconfig: not in the form of Kconfig (AttributeError: ",
         ),
@@ -359,9 +370,8 @@ def arch_with(tmp_path, kconfig):
     ],
 )
 def test_wrong_kconfig_of_an_arch_names_file_and_line(kconfig, message, tmp_path):
-    numbers = "config PAGE_SHIFT\n\tint\n\tdefault 12\nconfig ARCH_FORCE_MAX_ORDER\n\tdefault 10\n"
     (tmp_path / "x").write_text("")
-    folder = arch_with(tmp_path, kconfig + numbers)
+    folder = arch_with(tmp_path, kconfig + NUMBERS)
     text = error("arm64", tmp_path / "x", arch_dir=folder)
     assert message.replace("FOLDER", str(folder)) in text
     assert "\n" not in text and "/../" not in text

@@ -98,8 +98,27 @@ def test_what_is_written_boots(tmp_path, page, levels, cont, names):
             assert (m.spawn(1), m.mmap(1, page, page), m.touch(1, page, True)) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            Shape(65536, (10, 16)),
+            "levels: 16 bits of the last make huge pages of that order; the buddy allocator has orders "
+            "0 to 15",
+        ),
+        (Shape(4096, (9, 9), 4096), "cont: 4096 is more than the 512 entries of the last level"),
+    ],
+)
+def test_a_shape_that_is_none_names_the_words(shape, message):
+    with pytest.raises(ArchError) as e:
+        shape.geometry()
+    assert str(e.value) == message
+
+
 def test_nothing_is_left_of_one_that_would_not_boot(tmp_path):
-    with pytest.raises(ArchError, match=r"cont_order: 11 is not log2"):
+    with pytest.raises(
+        ArchError, match=r"^cont: 2048 is more than the 1024 entries of the last level"
+    ):
         new_arch("foo", Shape(8192, (10, 10, 10), 2048), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

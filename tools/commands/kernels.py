@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,9 @@ def arch_option(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def named(arch: str | None, arch_dir: Path | None, **kw: Any) -> None:
-        name = arch or (arch_dir.resolve().name if arch_dir else default_arch())
-        command(arch=name, arch_dir=arch_dir, **kw)
+        if arch is None:
+            arch = Path(os.path.realpath(arch_dir)).name if arch_dir else default_arch()
+        command(arch=arch, arch_dir=arch_dir, **kw)
 
     for option in (
         click.option(

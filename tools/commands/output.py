@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from virtmm.tools.report.table import FORMATS
 
+from virtmm.kconfig import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -30,11 +32,18 @@ format_option = click.option(
 )
 
 
-def fail(message: str) -> int:
+def fail(*problems: object) -> int:
     """Print what went wrong, a line for each thing, and return the exit status for it."""
-    for line in message.splitlines():
-        click.echo(f"virtmm: {line}", err=True)
+    for problem in problems:
+        click.echo(f"virtmm: {one_line(str(problem))}", err=True)
     return 2
+
+
+def full(e: OSError) -> int:
+    """Say that standard output takes nothing more and return the exit status for it."""
+    # What the interpreter would try to write at its end fails again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return fail(f"standard output: cannot write: {e.strerror}")
 
 
 def interrupted() -> int:
@@ -74,15 +83,7 @@ def write(text: str, output: Path | None) -> None:
     """Print the text, or write it to a file whole or not at all."""
     text = text.rstrip("\n")
     if output is None:
-        try:
-            click.echo(text)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as e:
-            # What the interpreter would try to write at its end fails again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(fail(f"standard output: cannot write: {e.strerror}")) from None
+        click.echo(text)
         return
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     if output.exists() and not output.is_file():

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from virtmm import topdir
-from virtmm.kconfig import ArchError, default_arch
+from virtmm.kconfig import ArchError, default_arch, shown
 
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 COMPONENT = "component:"
@@ -46,7 +46,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "page tables": ("pt_page_alloc", "pt_page_free", "zap_none"),
     }
 )
+PAGE_SIZES = tuple(1 << shift for shift in range(12, 17))
 _GROUP_OF = {event: group for group, events in GROUPS.items() for event in events}
+# What a table may have: the rest is parts of prices.
+_EVENTS = {*_GROUP_OF, "clear_page", "copy_page"}
 
 # Faults that allocate anonymous folios: each is freed once, by who drops the last reference.
 _ALLOCATE = ("anon_fault", "wp_copy", "wp_zero", "file_write_fault")
@@ -158,7 +161,7 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
     wanted = _release_key(release)
     simplified = []
     path = folder / "costs.csv"
-    if not path.is_file():
+    if not path.exists():
         reference = default_arch()
         path = topdir() / "arch" / reference / "costs.csv"
         simplified.append(f"{folder.name} has no cost table: {reference}'s is used")
@@ -202,7 +205,7 @@ def _release_key(release: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in release.split("."))
     except ValueError:
-        raise CostError(f"release {release!r}: not of the form 6.12") from None
+        raise CostError(f"COST_RELEASE={release!r}: not of the form 6.12") from None
 
 
 def _read(path: Path) -> dict[tuple[str, int], Prices]:
@@ -210,24 +213,34 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise CostError(f"{path}: cannot read the cost table ({e})") from None
+        raise CostError(f"{shown(path)}: cannot read the cost table ({e})") from None
     rows = csv.reader(text.splitlines())
     if next(rows, None) != list(COLUMNS):
-        raise CostError(f"{path}:1: not a cost table; its columns are {','.join(COLUMNS)}")
+        raise CostError(f"{shown(path)}:1: not a cost table; its columns are {','.join(COLUMNS)}")
     tables: dict[tuple[str, int], Prices] = {}
     for number, row in enumerate(rows, 2):
         try:
-            release, size, event, order, instructions, _source = row
+            release, size, event, order, instructions, source = row
             _release_key(release)
             key, value = int(order) if order else None, float(instructions)
             event_prices = tables.setdefault((release, int(size)), {}).setdefault(event, {})
         except (ValueError, CostError):
-            raise CostError(f"{path}:{number}: not a price: {','.join(row)}") from None
-        if not math.isfinite(value) or key in event_prices:
-            raise CostError(f"{path}:{number}: {event}: second price, or none: {instructions}")
+            raise CostError(f"{shown(path)}:{number}: not a price: {','.join(row)}") from None
+        for wrong, what in (
+            (int(size) not in PAGE_SIZES, f"page_size: {size} is not bytes of a base page"),
+            (
+                event.removeprefix(COMPONENT) not in _EVENTS,
+                f"event: {event} is none that is counted",
+            ),
+            (not math.isfinite(value), f"instructions: {instructions} is no price"),
+            (key in event_prices, f"{event}: a second price"),
+            (not source, "source: not given; say which measurement"),
+        ):
+            if wrong:
+                raise CostError(f"{shown(path)}:{number}: {what}")
         event_prices[key] = value
     if not tables:
-        raise CostError(f"{path}: the cost table is empty; make it by scripts/make_costs.py")
+        raise CostError(f"{shown(path)}: the cost table is empty; make it by scripts/make_costs.py")
     for (_, page_size), prices in tables.items():
         _check_orders(path, _pmd_order(page_size), prices)
     return tables
@@ -237,7 +250,7 @@ def _check_orders(path: Path, pmd_order: int, prices: Prices) -> None:
     """Raise CostError unless each by-order event has orders 0 ... pmd_order and nothing else."""
     for event, by_order in prices.items():
         if set(by_order) not in ({None}, set(range(pmd_order + 1))):
-            raise CostError(f"{path}: {event}: needs one price, or orders 0 to {pmd_order}")
+            raise CostError(f"{shown(path)}: {event}: needs one price, or orders 0 to {pmd_order}")
 
 
 def _pmd_order(page_size: int) -> int:

@@ -353,7 +353,9 @@ def test_no_page_size(page_size):
 
 @pytest.mark.parametrize("release", ["", "mainline", "6.12-rc1"])
 def test_no_release(release):
-    with pytest.raises(CostError, match=re.escape(f"release {release!r}: not of the form 6.12")):
+    with pytest.raises(
+        CostError, match=re.escape(f"COST_RELEASE={release!r}: not of the form 6.12")
+    ):
         load("arm64", 4096, release)
 
 
@@ -371,8 +373,12 @@ HEADER = ",".join(COLUMNS) + "\n"
         (HEADER + "6.12,4096,fork\n", r":2: not a price: 6\.12,4096,fork$"),
         (HEADER + "new,4096,fork,,1,x\n", r":2: not a price"),
         (HEADER + "6.12,4096,fork,,many,x\n", r":2: not a price"),
-        (HEADER + "6.12,4096,fork,,nan,x\n", r":2: fork: second price, or none: nan"),
-        (HEADER + "6.12,4096,fork,,1,x\n6.12,4096,fork,,2,x\n", r":3: fork: second price"),
+        (HEADER + "6.12,4096,fork,,nan,x\n", r":2: instructions: nan is no price$"),
+        (HEADER + "6.12,4096,fork,,1,x\n6.12,4096,fork,,2,x\n", r":3: fork: a second price$"),
+        (HEADER + "6.12,5000,fork,,1,x\n", r":2: page_size: 5000 is not bytes of a base page$"),
+        (HEADER + "6.12,0,fork,,1,x\n", r":2: page_size: 0 is not bytes"),
+        (HEADER + "6.12,4096,forkk,,1,x\n", r":2: event: forkk is none that is counted$"),
+        (HEADER + "6.12,4096,fork,,1,\n", r":2: source: not given; say which measurement$"),
         (HEADER + "6.12,4096,anon_fault,0,1,x\n", r": anon_fault: needs one price, or orders 0 to"),
         (b"\xff\xfe\x00", r": cannot read the cost table"),
     ],
