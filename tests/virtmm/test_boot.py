@@ -108,7 +108,8 @@ def _in_use(m):
 
 def _resident():
     """Return the bytes of memory that this process occupies."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()  # statm is out by some pages a CPU
+    # /proc/self/statm is out by some pages a CPU.
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:"))
 
 
