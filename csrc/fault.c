@@ -17,8 +17,9 @@
 /**
  * struct walk - what the last access found, for the next
  * @mm: whose tables and VMAs these are; 0 = nothing yet
- * @block: address >> PMD_SHIFT that table is for; only with a table
+ * @block: address >> PMD_SHIFT that table, or else huge, is for
  * @table: first entry of the last-level table; NULL = none
+ * @huge: without a table: place of an entry that was huge when it was found; NULL = none
  * @vma: VMA found last; NULL = none
  * @ahead: VMA that this access may lie in; NULL = not known
  * @jumps: accesses so far that were in another table than the one before
@@ -29,6 +30,7 @@ struct walk {
 	u64 mm;
 	u64 block;
 	u64 *table;
+	u64 *huge;
 	u64 *vma;
 	u64 *ahead;
 	u64 jumps;
@@ -42,17 +44,23 @@ static u64 *leaf_offset(struct vk *k, struct walk *w, u64 mm, u64 address)
 	if (w->mm != mm) {
 		w->mm = mm;
 		w->table = NULL;
+		w->huge = NULL;
 		w->vma = NULL;
-	} else if (w->table && w->block == address >> PMD_SHIFT) {
-		return w->table + pte_index(address);
+	} else if (w->block == address >> PMD_SHIFT) {
+		if (w->table)
+			return w->table + pte_index(address);
+		if (w->huge && pmd_trans_huge(*w->huge))
+			return w->huge;
 	}
 	w->jumps++;
 	pmd = pmd_offset(k, mm, address, 0);
 	if (!pmd || !*pmd)
 		return NULL;
-	if (is(*pmd, PTE_LEAF_MASK, PTE_LEAF_ON))
-		return pmd;
 	w->block = address >> PMD_SHIFT;
+	w->table = NULL;
+	w->huge = pmd;
+	if (pmd_trans_huge(*pmd))
+		return pmd;
 	w->table = table_entry(k, pte_pfn(*pmd), 0);
 	return w->table + pte_index(address);
 }

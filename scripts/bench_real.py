@@ -40,6 +40,10 @@ from virtmm.kconfig import ConfigError, ResolvedConfig, defconfigs, host_arch, r
 SOURCE = TOP / "tests" / "benchmarks" / "real.c"
 #: Folio sizes beside the base page, KiB.
 SIZES = (16, 64, 2048)
+#: First touch of a machine's memory, once: the host zeroes page records and page tables on the way.
+COLD = "first_touch_cold"
+#: So many times the memory that others work on: records are zeroed by a huge page, for 256 MiB.
+COLD_TIMES = 4
 #: Operations that have the same cost for every size, but for the huge zero page of a read.
 BASE_ONLY = ("mmap_munmap",)
 READ_SIZES = (2048,)
@@ -48,6 +52,9 @@ WANTED = (
     ("first_touch", 0, "ratio", 10),
     ("first_touch", 0, "faults_per_second", 15e6),
     ("first_touch", 64, "pages_per_second", 100e6),
+    (COLD, 0, "ratio", 10),
+    (COLD, 0, "faults_per_second", 15e6),
+    (COLD, 64, "pages_per_second", 100e6),
     ("munmap", 64, "pages_per_second", 200e6),
     ("fork", 64, "pages_per_second", 200e6),
     ("mprotect", 64, "pages_per_second", 200e6),
@@ -120,9 +127,9 @@ class RealKernel:
         self.hints = {self.page_kib: "nohuge"}
         self.missing: dict[int, str] = {}
 
-    def measure(self, operation: str, hint: str, step_kib: int) -> Timed:
-        """Run the program once."""
-        command = [str(self.program), operation, hint, str(step_kib), str(self.mib)]
+    def measure(self, operation: str, hint: str, step_kib: int, times: int = 1) -> Timed:
+        """Run the program once, on so many times the memory."""
+        command = [str(self.program), operation, hint, str(step_kib), str(times * self.mib)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip() or f"status {done.returncode}").splitlines()[0]
@@ -226,6 +233,7 @@ def compare(
             if kib != page_kib:
                 kernel.look_for(kib)
             rows += _compare_size(kernel, config, kib, repeat)
+            rows.append(_compare_cold(kernel, config, kib, repeat))
     return rows, kernel.missing
 
 
@@ -248,6 +256,20 @@ def _compare_size(
                 if hint and not turn % 2:
                     row.real.append(kernel.measure(name, hint, kib))
             yield row
+
+
+def _compare_cold(kernel: RealKernel, config: ResolvedConfig, kib: int, repeat: int) -> Row:
+    """Measure first touches on machines just booted; the real kernel has its page records since it did."""
+    size, settings = COLD_TIMES * kernel.mib << 20, settings_of(kib, kernel.page_kib)
+    hint = kernel.hints.get(kib)
+    row = Row(COLD, kib, "faults", (size >> 10) // kernel.page_kib, 0)
+    for _ in range(repeat):
+        if hint:
+            row.real.append(kernel.measure("first_touch", hint, kib, COLD_TIMES))
+        lab = Lab(config, kib << 10, size, settings)
+        with lab.machine:
+            row.virtual.append(measure(lab, "first_touch"))
+    return row
 
 
 def verdicts(rows: Sequence[Row], page_kib: int) -> list[str]:

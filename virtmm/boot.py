@@ -45,7 +45,7 @@ _COUNTS = {
     "nr_vma_logs": 1 << 20,
 }
 _MAP_NORESERVE = 0x4000
-_HUGE = 2 << 20
+_LINE, _HOST_PAGE, _HUGE = 64, 64 << 10, 2 << 20
 #: Arrays that are no part of a machine's state.
 _DIAGNOSTICS = ("run", "fault", "method", "work", "refused", "vma_log", "tlb")
 _POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
@@ -268,16 +268,20 @@ def _cast(view: memoryview, bits: int) -> memoryview:
 
 def _spans(counts: dict[str, int]) -> tuple[list[tuple[int, int]], int]:
     """
-    Return (start, end) of every array in bytes, each on its own host pages, and the total.
+    Return (start, end) of every array in bytes, and the total.
 
-    It is whole huge pages of a host with 4K pages: Linux then maps it from the start of one on (6.7).
+    Each begins on a host page of its own, but for those of one record that follow each other: a fault
+    touches most of them, and side by side they do not compete for the same lines of the nearest cache.
+    The total is whole huge pages of a host with 4K pages: Linux then maps it from the start of one on (6.7).
     """
-    spans, at = [], 0
+    spans, at, last = [], 0, ""
     for a in layout.ARRAYS:
         words = counts.get(a.words) or getattr(layout, a.words, None) or int(a.words)
         size = counts[a.count] * words * a.bits // 8
+        align = _LINE if a.count == last == "one" else _HOST_PAGE
+        at = -(-at // align) * align
         spans.append((at, at + size))
-        at += -(-size // 65536) * 65536
+        at, last = at + size, a.count
     return spans, -(-at // _HUGE) * _HUGE
 
 

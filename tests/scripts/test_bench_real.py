@@ -7,8 +7,10 @@ import os
 import pytest
 from virtmm.scripts import bench_real
 from virtmm.scripts.bench_real import RealKernel, Row, nearest, operations_of, parse
-from virtmm.scripts.operations import OPERATIONS, Timed
+from virtmm.scripts.operations import OPERATIONS, Lab, Timed
 from virtmm.tools.predict.real import RealError
+
+from virtmm.kconfig import resolve
 
 PAGE_KIB = os.sysconf("SC_PAGESIZE") >> 10
 #: Faults of the program itself while an operation is timed: it writes to its stack and its data.
@@ -38,11 +40,29 @@ def test_the_program_knows_every_operation(name, kernel):
 def test_the_program_touches_at_the_distance_it_is_told(kernel):
     assert 32 <= kernel.measure("first_touch", "nohuge", 64).faults <= 32 + STRAY
     assert kernel.measure("probe", "nohuge", 64).faults >= 2048 // PAGE_KIB
+    assert 64 <= kernel.measure("first_touch", "nohuge", 64, 2).faults <= 64 + STRAY
 
 
 def test_the_program_refuses_what_it_does_not_know(kernel):
     with pytest.raises(RealError, match=r"real.c fly none 4 2: status 2; try a smaller --mib"):
         kernel.measure("fly", "none", 4)
+
+
+def test_memory_is_cold_once(kernel, monkeypatch):
+    """Each measurement has a machine of its own."""
+    machines = []
+
+    def lab_of(*args):
+        lab = Lab(*args)
+        assert lab.machine.vmstat()["pgalloc_movable"] < 8
+        machines.append(lab.machine)
+        return lab
+
+    monkeypatch.setattr(bench_real, "Lab", lab_of)
+    config = resolve("x86", "linux-6.18", sets=["MEMORY_MB=64"])
+    row = bench_real._compare_cold(kernel, config, 64, 3)
+    assert (len(set(machines)), len(row.virtual), row.real) == (3, 3, [])
+    assert {timed.faults for timed in row.virtual} == {128}
 
 
 @pytest.mark.parametrize("text", ["", "5\n", "5 x\n", "0 3\n", "5 3", "5 3\n5 3\n", "-5 3\n"])
@@ -150,6 +170,10 @@ def test_verdicts():
         "first_touch 4K: faults per second 10 G, wanted 15 M: yes",
         "first_touch 64K: pages per second 99 M, wanted 100 M: NO",
     ]
+    cold = row([], [500], bench_real.COLD, folio=64, pages=50)
+    assert bench_real.verdicts([cold], 4) == [
+        "first_touch_cold 64K: pages per second 100 M, wanted 100 M: yes"
+    ]
     assert bench_real.verdicts([row([100], [10])], 4)[0].endswith("yes")
     assert bench_real.verdicts([row([], [10])], 4)[0].endswith("not measured")
     call = row([], [1000], "fork", folio=64, calls=1, pages=200)
@@ -187,6 +211,8 @@ def test_whole_run(alone, tmp_path, capsys):
     base = by_name["first_touch", PAGE_KIB]
     assert base["pages"] == 2048 // PAGE_KIB
     assert base["real"]["ns"] / base["virtual"]["ns"] == base["ratio"]
+    cold = by_name["first_touch_cold", PAGE_KIB]
+    assert cold["pages"] == 4 * base["pages"]
     for kib in map(int, found["missing"]):
         assert by_name["first_touch", kib]["real"] is None
     output = capsys.readouterr().out
