@@ -225,8 +225,13 @@ class Replay:
             return 0
         if index not in self._files:
             file = self.reader.files[index]
-            self._files[index] = self.machine.open(file.inode, file.size)
-            self._events.accesses.files[index] = self._files[index]
+            number = self.machine.open(file.inode, file.size)
+            if not number:
+                raise TraceError(
+                    f"{self.reader.path}: row {self.row}: {file.path}, {file.size} bytes: a machine has no "
+                    f"place for it beside {len(self._files)} other files; leave it out of the trace"
+                )
+            self._files[index] = self._events.accesses.files[index] = number
         return self._files[index]
 
     def _fill_stack(self, pid: int, address: int | None = None) -> None:

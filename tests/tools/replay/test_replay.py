@@ -109,6 +109,20 @@ def test_refused_calls_count(write_trace, run):
     assert result["minflt"] == 1
 
 
+@pytest.mark.parametrize("fast", "yn")
+def test_a_file_that_no_machine_has_a_place_for(write_trace, run, fast):
+    """Its size ends the replay in one line; an offset beyond is a call that is refused, its memory a segv."""
+    huge = File("/var/lib/sparse", 9, 1 << 60)
+    path = write_trace(exec_(), mmap(A, 4 * K, file=huge, flags=PRIVATE), exit_())
+    with pytest.raises(
+        TraceError, match=r"row 1: /var/lib/sparse, 1152921504606846976 bytes: .*leave"
+    ):
+        run(path, sets=[f"FAST_FAULT={fast}"])
+    far = mmap(A, 4 * K, file=PROG, flags=PRIVATE, offset=1 << 60)
+    result = run(write_trace(exec_(), far, fault(A, READ), exit_()), sets=[f"FAST_FAULT={fast}"])
+    assert (result["refused_calls"], result["segv"]) == (1, 1)
+
+
 def test_tlb_reach_is_of_every_program(write_trace, run):
     """What a program mapped before it started another counts, and what is mapped at the end."""
     path = write_trace(
