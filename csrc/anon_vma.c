@@ -107,6 +107,26 @@ int vma_prepare_anon(struct vk *k, u64 *vma)
 	return 1;
 }
 
+static u64 chain_length(const struct vk *k, const u64 *vma)
+{
+	u64 nr = 0;
+
+	for (u64 avc = vma[VMA_AVC]; avc; avc = k->avc[avc * AVC_RECORD + AVC_NEXT_VMA])
+		nr++;
+	return nr;
+}
+
+/* Whether there is memory for so many links. */
+static int can_link(const struct vk *k, u64 nr)
+{
+	const u64 *head = k->zone + ZONE_SLAB + SLAB_AVC;
+	u64 room = k->fault[FAULT_NR_AVCS] - 1 - head[1];
+
+	for (u64 avc = head[0]; avc && room < nr; avc = k->avc[avc * AVC_RECORD])
+		room++;
+	return room >= nr;
+}
+
 /**
  * anon_vma_clone - link a VMA to every anon_vma that another is linked to
  *
@@ -116,15 +136,15 @@ int vma_prepare_anon(struct vk *k, u64 *vma)
  */
 int anon_vma_clone(struct vk *k, u64 *to, const u64 *source)
 {
+	if (!can_link(k, chain_length(k, source))) {
+		to[VMA_ANON_VMA] = 0; /* which does not count it yet */
+		return 0;
+	}
 	for (u64 avc = source[VMA_AVC]; avc; avc = k->avc[avc * AVC_RECORD + AVC_NEXT_VMA]) {
 		u64 anon_vma = k->avc[avc * AVC_RECORD + AVC_ANON_VMA];
 		const u32 *a = k->anon_vma + anon_vma * ANON_VMA_RECORD;
 
-		if (!anon_vma_chain_link(k, to, anon_vma)) {
-			to[VMA_ANON_VMA] = 0; /* it is not counted there yet */
-			unlink_anon_vmas(k, to);
-			return 0;
-		}
+		anon_vma_chain_link(k, to, anon_vma);
 		if (source[VMA_ANON_VMA] && !to[VMA_ANON_VMA] && a[ANON_VMA_NUM_CHILDREN] < 2 &&
 		    !a[ANON_VMA_NUM_ACTIVE])
 			to[VMA_ANON_VMA] = anon_vma;

@@ -49,6 +49,7 @@ from .layout import (
     VMA_MM,
     VMA_PGOFF,
     VMA_START,
+    ZONE_SLAB,
     PG_exclusive,
     PG_swapbacked,
     VM_nr_anon_pages,
@@ -292,6 +293,17 @@ def _anon_vma_chain_link(k: Arena, vma: int, anon_vma: int) -> bool:
     return True
 
 
+def _can_link(k: Arena, nr: int) -> bool:
+    """Return whether there is memory for so many links."""
+    head = ZONE_SLAB + SLAB_AVC
+    room = len(k.avc) // _C - 1 - k.zone[head + 1]
+    unused = k.zone[head]
+    while unused and room < nr:
+        room += 1
+        unused = k.avc[unused * _C]
+    return room >= nr
+
+
 def _anon_vma_alloc(k: Arena, vma: int) -> int:
     """Return a new anon_vma that the VMA is linked to; 0 when there is no memory for it."""
     anon_vma = slab_alloc(k, SLAB_ANON_VMA, k.anon_vma, _A)
@@ -336,11 +348,12 @@ def anon_vma_clone(k: Arena, to: int, source: int) -> bool:
     at most one child, so that repeated forks do not grow the tree without end.
     """
     own = k.vma[source * _V + VMA_ANON_VMA]
-    for anon_vma in vma_chain(k, source):
-        if not _anon_vma_chain_link(k, to, anon_vma):
-            k.vma[to * _V + VMA_ANON_VMA] = 0  # it is not counted there yet
-            unlink_anon_vmas(k, to)
-            return False
+    chain = vma_chain(k, source)
+    if not _can_link(k, len(chain)):
+        k.vma[to * _V + VMA_ANON_VMA] = 0  # which does not count it yet
+        return False
+    for anon_vma in chain:
+        _anon_vma_chain_link(k, to, anon_vma)
         base = anon_vma * _A
         if (
             own

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Calls that find a table of records full: -ENOMEM, nothing half done, in C as in Python."""
 
+from array import array
+
 import pytest
 from virtmm.mm import layout
 from virtmm.mm.arena import ANON_VMA_RECORD, AVC_RECORD, MM_RECORD, VMA_RECORD
@@ -17,6 +19,7 @@ from virtmm.mm.vm_flags import (
 from tests.csrc.figures import everything
 from tests.stateful.invariants import check, used
 from virtmm import boot
+from virtmm.accesses import CALL_MPROTECT, Accesses
 from virtmm.kconfig import resolve
 
 BASE = 1 << 36
@@ -149,3 +152,23 @@ def test_a_vma_that_cannot_be_cut_is_as_before(machine_of, monkeypatch, option, 
     assert m.touch(1, BASE + 39 * size, True) == 0
     assert m.munmap(1, BASE, 40 * size) == 0
     check(k)
+
+
+def test_a_call_of_a_batch_that_fails_leaves_what_one_by_itself_leaves(machine_of, monkeypatch):
+    """C tries it, then Python: twice as once."""
+    monkeypatch.setitem(boot._COUNTS, "nr_avcs", 1 + (1 + 2 + 3) + 2)
+    machines = [
+        machine_of(resolve("arm64", "anonfolio_basic", sets=["MEMORY_MB=64", *o])) for o in OPTIONS
+    ]
+    size = machines[0].page_size
+    for m in machines:
+        m.spawn(1)
+        assert m.mmap(1, BASE, 9 * size) == m.touch(1, BASE, True) == 0
+        assert m.fork(1, 2) == m.fork(2, 3) == 0
+        assert m.touch(3, BASE, True) == 0
+        call = array("Q", (CALL_MPROTECT, 0, BASE, size, PROT_READ, 0, 0, 0))
+        batch = Accesses(memoryview(array("Q", (0, 1 << 1))), 1, memoryview(call))
+        batch.tasks[0] = m.task_record(3)
+        assert m.touch_many(batch, 0, 1) == (0, 0)
+        assert m.mprotect(3, BASE, size, PROT_READ) == -ENOMEM
+        assert everything(m) == everything(machines[0])
