@@ -127,6 +127,8 @@ def put_file(k: Arena, file: int) -> None:
         if pfn:
             k.page_cache[at] = 0
             put_page(k, pfn)
+    if cache + k.file[base + FILE_CAPACITY] == k.zone[ZONE_CACHE_END]:  # else its place is lost
+        k.zone[ZONE_CACHE_END] = cache - 1
     slab_free(k, SLAB_FILE, k.file, _F, file)
 
 

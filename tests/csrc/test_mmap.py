@@ -339,3 +339,17 @@ def test_a_refused_call_extended_no_neighbour(machine_of, fast):
     assert (m.events()["mmap"], m.events().get("mmap_merge", 0)) == (2, 0)
     assert m.mmap(1, BASE + 2 * m.page_size, m.page_size) == 0
     assert m.events()["mmap_merge"] == 1
+
+
+def test_shared_memory_gives_its_place_in_the_page_cache_back(machine_of, monkeypatch):
+    monkeypatch.setitem(boot._COUNTS, "nr_cache", 100)
+    for config in all_backends():
+        m = machine_of(config)
+        m.spawn(1)
+        for _ in range(5):
+            assert m.mmap(1, BASE, 40 * m.page_size, RW, MAP_SHARED) == 0
+            assert m.mmap(1, 2 * BASE, 50 * m.page_size, RW, MAP_SHARED) == 0
+            assert m.touch(1, BASE + m.page_size, True) == m.touch(1, 2 * BASE, True) == 0
+            assert m.munmap(1, 2 * BASE, 50 * m.page_size) == 0
+            assert m.munmap(1, BASE, 40 * m.page_size) == 0
+        assert m.k.zone[layout.ZONE_CACHE_END] == m.k.zone[layout.ZONE_CACHE] == 0
