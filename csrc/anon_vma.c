@@ -74,14 +74,13 @@ static u64 anon_vma_alloc(struct vk *k, u64 *vma)
 
 	if (!new)
 		return 0;
-	if (!anon_vma_chain_link(k, vma, new)) {
-		slab_free(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD, new);
-		return 0;
-	}
 	anon_vma[ANON_VMA_ROOT] = new;
 	anon_vma[ANON_VMA_PARENT] = new;
 	anon_vma[ANON_VMA_NUM_CHILDREN] = 1; /* a root is its own parent */
-	return new;
+	if (anon_vma_chain_link(k, vma, new))
+		return new;
+	slab_free(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD, new);
+	return 0;
 }
 
 /**

@@ -309,14 +309,14 @@ def _anon_vma_alloc(k: Arena, vma: int) -> int:
     anon_vma = slab_alloc(k, SLAB_ANON_VMA, k.anon_vma, _A)
     if not anon_vma:
         return 0
-    if not _anon_vma_chain_link(k, vma, anon_vma):
-        slab_free(k, SLAB_ANON_VMA, k.anon_vma, _A, anon_vma)
-        return 0
     base = anon_vma * _A
     k.anon_vma[base + ANON_VMA_ROOT] = anon_vma
     k.anon_vma[base + ANON_VMA_PARENT] = anon_vma
     k.anon_vma[base + ANON_VMA_NUM_CHILDREN] = 1  # a root is its own parent
-    return anon_vma
+    if _anon_vma_chain_link(k, vma, anon_vma):
+        return anon_vma
+    slab_free(k, SLAB_ANON_VMA, k.anon_vma, _A, anon_vma)
+    return 0
 
 
 def anon_vma_prepare(k: Arena, vma: int, mergeable: int) -> bool:
