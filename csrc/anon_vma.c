@@ -39,13 +39,16 @@ static u64 find_mergeable_anon_vma(const struct vk *k, const u64 *vma)
 	return found;
 }
 
-/* Link a VMA to an anon_vma, last in the VMA's list. */
-static void anon_vma_chain_link(struct vk *k, u64 *vma, u32 link, u64 anon_vma)
+/* Link a VMA to an anon_vma, last in the VMA's list; 0 = there is no memory for it. */
+static int anon_vma_chain_link(struct vk *k, u64 *vma, u64 anon_vma)
 {
+	u32 link = slab_alloc(k, SLAB_AVC, k->avc, AVC_RECORD, k->fault[FAULT_NR_AVCS]);
 	u32 *avc = k->avc + (u64)link * AVC_RECORD;
 	u32 *head = k->anon_vma + anon_vma * ANON_VMA_RECORD + ANON_VMA_AVC;
 	u64 last = vma[VMA_AVC];
 
+	if (!link)
+		return 0;
 	avc[AVC_VMA] = (u32)vma_number(k, vma);
 	avc[AVC_ANON_VMA] = (u32)anon_vma;
 	avc[AVC_NEXT] = *head;
@@ -54,14 +57,16 @@ static void anon_vma_chain_link(struct vk *k, u64 *vma, u32 link, u64 anon_vma)
 	*head = link;
 	if (!last) {
 		vma[VMA_AVC] = link;
-		return;
+		return 1;
 	}
 	while (k->avc[last * AVC_RECORD + AVC_NEXT_VMA])
 		last = k->avc[last * AVC_RECORD + AVC_NEXT_VMA];
 	k->avc[last * AVC_RECORD + AVC_NEXT_VMA] = link;
+	return 1;
 }
 
-static u64 anon_vma_alloc(struct vk *k)
+/* A new anon_vma that a VMA is linked to; 0 = there is no memory for it. */
+static u64 anon_vma_alloc(struct vk *k, u64 *vma)
 {
 	u32 new = slab_alloc(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD,
 			     k->fault[FAULT_NR_ANON_VMAS]);
@@ -72,43 +77,53 @@ static u64 anon_vma_alloc(struct vk *k)
 	anon_vma[ANON_VMA_ROOT] = new;
 	anon_vma[ANON_VMA_PARENT] = new;
 	anon_vma[ANON_VMA_NUM_CHILDREN] = 1; /* a root is its own parent */
-	return new;
+	if (anon_vma_chain_link(k, vma, new))
+		return new;
+	slab_free(k, SLAB_ANON_VMA, k->anon_vma, ANON_VMA_RECORD, new);
+	return 0;
 }
 
 /**
  * vma_prepare_anon - give a VMA an anon_vma, a neighbour's if it can be shared
  *
- * Return: 0 when a table is full; then nothing has changed.
+ * Return: 0 when a table is full; then it has none.
  */
 int vma_prepare_anon(struct vk *k, u64 *vma)
 {
 	u64 anon_vma;
-	u32 link;
 
 	if (vma[VMA_ANON_VMA])
 		return 1;
-	if (slab_full(k, SLAB_AVC, k->fault[FAULT_NR_AVCS]))
-		return 0;
 	anon_vma = find_mergeable_anon_vma(k, vma);
 	if (!anon_vma)
-		anon_vma = anon_vma_alloc(k);
+		anon_vma = anon_vma_alloc(k, vma);
+	else if (!anon_vma_chain_link(k, vma, anon_vma))
+		return 0;
 	if (!anon_vma)
 		return 0;
-	link = slab_alloc(k, SLAB_AVC, k->avc, AVC_RECORD, k->fault[FAULT_NR_AVCS]);
-	anon_vma_chain_link(k, vma, link, anon_vma);
 	vma[VMA_ANON_VMA] = anon_vma;
 	k->anon_vma[anon_vma * ANON_VMA_RECORD + ANON_VMA_NUM_ACTIVE]++;
 	return 1;
 }
 
-/* As anon_vma_chain_link(), with a link of its own; 0 = there is none left. */
-static int anon_vma_link(struct vk *k, u64 *vma, u64 anon_vma)
+static u64 chain_length(const struct vk *k, const u64 *vma)
 {
-	u32 link = slab_alloc(k, SLAB_AVC, k->avc, AVC_RECORD, k->fault[FAULT_NR_AVCS]);
+	u64 nr = 0;
 
-	if (link)
-		anon_vma_chain_link(k, vma, link, anon_vma);
-	return link != 0;
+	for (u64 avc = vma[VMA_AVC]; avc; avc = k->avc[avc * AVC_RECORD + AVC_NEXT_VMA])
+		nr++;
+	return nr;
+}
+
+/* Whether there is memory for so many links. */
+static int can_link(const struct vk *k, u64 nr)
+{
+	const u64 *head = k->zone + ZONE_SLAB + SLAB_AVC;
+	u64 room = k->fault[FAULT_NR_AVCS] - 1 - head[1];
+
+	for (u64 avc = head[0]; avc && room < nr; avc = k->avc[avc * AVC_RECORD])
+		room++;
+	return room >= nr;
 }
 
 /**
@@ -116,16 +131,19 @@ static int anon_vma_link(struct vk *k, u64 *vma, u64 anon_vma)
  *
  * A forked VMA without an anon_vma of its own takes one that no VMA uses any longer.
  *
- * Return: 0 when the table of links is full; those made stay.
+ * Return: 0 when the table of links is full; then the VMA has neither links nor an anon_vma.
  */
 int anon_vma_clone(struct vk *k, u64 *to, const u64 *source)
 {
+	if (!can_link(k, chain_length(k, source))) {
+		to[VMA_ANON_VMA] = 0; /* which does not count it yet */
+		return 0;
+	}
 	for (u64 avc = source[VMA_AVC]; avc; avc = k->avc[avc * AVC_RECORD + AVC_NEXT_VMA]) {
 		u64 anon_vma = k->avc[avc * AVC_RECORD + AVC_ANON_VMA];
 		const u32 *a = k->anon_vma + anon_vma * ANON_VMA_RECORD;
 
-		if (!anon_vma_link(k, to, anon_vma))
-			return 0;
+		anon_vma_chain_link(k, to, anon_vma);
 		if (source[VMA_ANON_VMA] && !to[VMA_ANON_VMA] && a[ANON_VMA_NUM_CHILDREN] < 2 &&
 		    !a[ANON_VMA_NUM_ACTIVE])
 			to[VMA_ANON_VMA] = anon_vma;
@@ -138,7 +156,7 @@ int anon_vma_clone(struct vk *k, u64 *to, const u64 *source)
 /**
  * anon_vma_fork - link a forked VMA to its parent's anon_vmas, and give it one of its own
  *
- * Return: 0 when a table is full; what was linked stays.
+ * Return: 0 when a table is full; then the VMA has neither links nor an anon_vma.
  */
 int anon_vma_fork(struct vk *k, u64 *vma, const u64 *parent_vma)
 {
@@ -153,9 +171,11 @@ int anon_vma_fork(struct vk *k, u64 *vma, const u64 *parent_vma)
 		return 0;
 	if (vma[VMA_ANON_VMA])
 		return 1;
-	new = anon_vma_alloc(k);
-	if (!new || !anon_vma_link(k, vma, new))
+	new = anon_vma_alloc(k, vma);
+	if (!new) {
+		unlink_anon_vmas(k, vma);
 		return 0;
+	}
 	a = k->anon_vma + new * ANON_VMA_RECORD;
 	a[ANON_VMA_ROOT] = k->anon_vma[parent * ANON_VMA_RECORD + ANON_VMA_ROOT];
 	a[ANON_VMA_PARENT] = (u32)parent;
@@ -178,6 +198,17 @@ static int anon_vma_unlink(struct vk *k, const u32 *link, u32 *anon_vma)
 	if (after)
 		k->avc[after * AVC_RECORD + AVC_PREV] = (u32)before;
 	return !before && !after;
+}
+
+/** take_anon_vmas - let a VMA that has none have the anon_vmas of one that goes away */
+void take_anon_vmas(struct vk *k, u64 *to, u64 *source)
+{
+	to[VMA_ANON_VMA] = source[VMA_ANON_VMA];
+	to[VMA_AVC] = source[VMA_AVC];
+	source[VMA_ANON_VMA] = 0;
+	source[VMA_AVC] = 0;
+	for (u64 avc = to[VMA_AVC]; avc; avc = k->avc[avc * AVC_RECORD + AVC_NEXT_VMA])
+		k->avc[avc * AVC_RECORD + AVC_VMA] = (u32)vma_number(k, to);
 }
 
 /** unlink_anon_vmas - unlink a VMA that goes away, and free the anon_vmas that nothing is linked to */

@@ -46,5 +46,7 @@ void put_file(struct vk *k, u64 file)
 		cache[i] = 0;
 		put_page(k, page);
 	}
+	if (f[FILE_CACHE] + f[FILE_CAPACITY] == k->zone[ZONE_CACHE_END])
+		k->zone[ZONE_CACHE_END] = f[FILE_CACHE] - 1;
 	slab_free64(k, SLAB_FILE, k->file, FILE_RECORD, file);
 }

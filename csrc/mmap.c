@@ -115,7 +115,7 @@ int vk_mmap_region(struct vk *k, u64 mm, u64 start, u64 end, u64 vm_flags, u64 f
 		vma[VMA_FILE] = shmem_file_setup(k, (end - start) >> PAGE_SHIFT);
 		vma[VMA_PGOFF] = 0;
 		if (!vma[VMA_FILE]) {
-			vm_area_free(k, vma, task);
+			vm_area_free(k, vma);
 			return -ENOMEM;
 		}
 	}

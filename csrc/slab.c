@@ -62,11 +62,3 @@ void slab_free64(struct vk *k, unsigned slab, u64 *table, u64 words, u64 record)
 	r[0] = *head;
 	*head = record;
 }
-
-/** slab_full - whether slab_alloc() would fail */
-int slab_full(const struct vk *k, unsigned slab, u64 records)
-{
-	const u64 *head = k->zone + ZONE_SLAB + slab;
-
-	return !head[0] && head[1] + 2 > records;
-}

@@ -83,16 +83,11 @@ u64 *vm_area_alloc(struct vk *k, u64 mm, u64 start, u64 end, u64 flags, u64 pgof
 	return vma;
 }
 
-/** vm_area_free - free a VMA that is in no set: its links to anon_vmas, its hold on the file, its record */
-void vm_area_free(struct vk *k, u64 *vma, u64 task)
+/** vm_area_free - free a VMA that is in no set: its links to anon_vmas, its record */
+void vm_area_free(struct vk *k, u64 *vma)
 {
-	u64 file = vma[VMA_FILE];
-
 	unlink_anon_vmas(k, vma);
-	log_refused(k, vma, task);
 	slab_free64(k, SLAB_VMA, k->vma, VMA_RECORD, vma_number(k, vma));
-	if (file)
-		put_file(k, file);
 }
 
 /** vma_link - put a VMA into its mm's set; nothing may be where it goes */
@@ -127,8 +122,15 @@ void vma_unlink(struct vk *k, u64 mm, u64 slot, u64 nr, u64 task)
 	u64 *count = k->mm + mm * MM_RECORD + MM_MAP_COUNT;
 	u64 above = *count - slot - nr;
 
-	for (u64 i = nr; i--;)
-		vm_area_free(k, vma_record(k, index[i]), task);
+	for (u64 i = nr; i--;) {
+		u64 *vma = vma_record(k, index[i]);
+		u64 file = vma[VMA_FILE];
+
+		log_refused(k, vma, task);
+		vm_area_free(k, vma);
+		if (file)
+			put_file(k, file);
+	}
 	memmove(start, start + nr, above * sizeof(*start));
 	memmove(index, index + nr, above * sizeof(*index));
 	memset(start + above, 0, nr * sizeof(*start));
@@ -148,7 +150,7 @@ static void split_huge_pmd_address(struct vk *k, u64 mm, u64 address)
 /**
  * split_vma - cut a VMA at an address strictly inside it
  *
- * Return: the new upper part; NULL when there is no room for a VMA.
+ * Return: the new upper part; NULL without memory for it, and then nothing has changed.
  */
 u64 *split_vma(struct vk *k, u64 *vma, u64 address)
 {
@@ -162,7 +164,10 @@ u64 *split_vma(struct vk *k, u64 *vma, u64 address)
 	if (!new)
 		return NULL;
 	new[VMA_ANON_VMA] = vma[VMA_ANON_VMA];
-	anon_vma_clone(k, new, vma);
+	if (!anon_vma_clone(k, new, vma)) {
+		vm_area_free(k, new);
+		return NULL;
+	}
 	split_huge_pmd_address(k, mm, address);
 	vma[VMA_END] = address;
 	vma_link(k, new);

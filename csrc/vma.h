@@ -27,7 +27,7 @@ static inline u64 vma_number(const struct vk *k, const u64 *vma)
 u64 find_slot(const struct vk *k, u64 mm, u64 address);
 u64 *expand_stack(struct vk *k, u64 mm, u64 address);
 u64 *vm_area_alloc(struct vk *k, u64 mm, u64 start, u64 end, u64 flags, u64 pgoff, u64 file);
-void vm_area_free(struct vk *k, u64 *vma, u64 task);
+void vm_area_free(struct vk *k, u64 *vma);
 u64 vm_get_page_prot(const struct vk *k, u64 flags);
 void vma_link(struct vk *k, u64 *vma);
 void vma_unlink(struct vk *k, u64 mm, u64 slot, u64 nr, u64 task);
@@ -49,11 +49,11 @@ u32 slab_alloc(struct vk *k, unsigned slab, u32 *table, u64 words, u64 records);
 u64 slab_alloc64(struct vk *k, unsigned slab, u64 *table, u64 words, u64 records);
 void slab_free(struct vk *k, unsigned slab, u32 *table, u64 words, u64 record);
 void slab_free64(struct vk *k, unsigned slab, u64 *table, u64 words, u64 record);
-int slab_full(const struct vk *k, unsigned slab, u64 records);
 
 /* in anon_vma.c: */
 int vma_prepare_anon(struct vk *k, u64 *vma);
 int anon_vma_clone(struct vk *k, u64 *to, const u64 *source);
+void take_anon_vmas(struct vk *k, u64 *to, u64 *source);
 int anon_vma_fork(struct vk *k, u64 *vma, const u64 *parent_vma);
 void unlink_anon_vmas(struct vk *k, u64 *vma);
 

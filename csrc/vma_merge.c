@@ -39,10 +39,8 @@ static void absorb(struct vk *k, u64 *vma, u64 slot)
 	u64 *upper = vma_record(k, k->vma_index[mm * MAX_MAP_COUNT + slot]);
 	u64 end = upper[VMA_END];
 
-	if (!vma[VMA_ANON_VMA] && upper[VMA_ANON_VMA]) {
-		vma[VMA_ANON_VMA] = upper[VMA_ANON_VMA];
-		anon_vma_clone(k, vma, upper);
-	}
+	if (!vma[VMA_ANON_VMA])
+		take_anon_vmas(k, vma, upper);
 	move_refused(upper, vma);
 	vma_unlink(k, mm, slot, 1, 0);
 	vma[VMA_END] = end;

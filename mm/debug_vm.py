@@ -19,6 +19,7 @@ from .arena import VMA_RECORD as _V
 from .layout import (
     FILE_CACHE,
     FILE_CAPACITY,
+    FILE_PAGES,
     FOLIO_DEFERRED_NEXT,
     FOLIO_ENTIRE_MAPCOUNT,
     FOLIO_LARGE_MAPCOUNT,
@@ -54,6 +55,7 @@ from .layout import (
     VMA_START,
     ZONE_ANON,
     ZONE_CACHE,
+    ZONE_CACHE_END,
     ZONE_FREE_LIST,
     ZONE_FRONTIER,
     ZONE_HUGE_ZERO,
@@ -453,6 +455,11 @@ def validate_cache(k: Arena) -> None:
     cached = 0
     for file in range(1, k.zone[ZONE_SLAB + SLAB_FILE + 1] + 1):
         first, capacity = k.file[file * _F + FILE_CACHE], k.file[file * _F + FILE_CAPACITY]
+        _check(
+            k.file[file * _F + FILE_PAGES] <= capacity
+            and first + capacity <= min(k.zone[ZONE_CACHE_END], len(k.page_cache)),
+            f"file {file} has pages that are not its own",
+        )
         for index, page in enumerate(k.page_cache[first : first + capacity].tolist()):
             if not page:
                 continue

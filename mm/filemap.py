@@ -50,9 +50,13 @@ from .vm_flags import VM_EXEC
 if TYPE_CHECKING:
     from .arena import Arena
 
+_AT_ONCE = 1 << 16  # elements of page_cache
+
 
 def file_open(k: Arena, inode: int, pages: int) -> int:
-    """Return a new file of so many pages; 0 when the table is full."""
+    """Return a new file of so many pages; 0 when a table is full."""
+    if not _has_place(k, pages):
+        return 0
     file = slab_alloc(k, SLAB_FILE, k.file, _F)
     if file:
         k.file[file * _F + FILE_INODE] = inode
@@ -60,26 +64,46 @@ def file_open(k: Arena, inode: int, pages: int) -> int:
     return file
 
 
-def file_extend(k: Arena, file: int, pages: int) -> None:
-    """Let a file be at least so many pages long; those that are cached stay cached."""
+def _has_place(k: Arena, pages: int) -> bool:
+    """Return whether page_cache has elements left for so many pages."""
+    return k.zone[ZONE_CACHE_END] + 1 + pages <= len(k.page_cache)
+
+
+def file_extend(k: Arena, file: int, pages: int) -> bool:
+    """
+    Let a file be at least so many pages long; those that are cached stay cached.
+
+    Returns:
+        False when page_cache has no place for them; then the file is as before.
+    """
     base = file * _F
     have = k.file[base + FILE_CAPACITY]
     if pages > have:
+        if not _has_place(k, pages):
+            return False
         old, new = k.file[base + FILE_CACHE], k.zone[ZONE_CACHE_END] + 1
         k.zone[ZONE_CACHE_END] = new + pages
-        if have:
-            k.page_cache[new : new + have] = k.page_cache[old : old + have]
-            k.page_cache[old : old + have] = memoryview(bytes(4 * have)).cast("I")
+        _move_cache(k, old, new, have)
         k.file[base + FILE_CACHE] = new
         k.file[base + FILE_CAPACITY] = pages
     if pages > k.file[base + FILE_PAGES]:
         k.file[base + FILE_PAGES] = pages
+    return True
+
+
+def _move_cache(k: Arena, old: int, new: int, pages: int) -> None:
+    """Move elements of page_cache; where none is set the host has no memory, and needs none after it."""
+    for at in range(0, pages, _AT_ONCE):
+        nr = min(_AT_ONCE, pages - at)
+        part = k.page_cache[old + at : old + at + nr]
+        zeros = bytes(4 * nr)
+        if part.tobytes() != zeros:
+            k.page_cache[new + at : new + at + nr] = part
+            part[:] = memoryview(zeros).cast("I")
 
 
 def shmem_file_setup(k: Arena, pages: int) -> int:
     """Return the unnamed file behind a new shared anonymous mapping; 0 when a table is full."""
-    if k.zone[ZONE_CACHE_END] + 1 + pages > len(k.page_cache):
-        return 0
     file = file_open(k, 0, pages)
     if file:
         k.file[file * _F + FILE_SHMEM] = 1
@@ -103,6 +127,8 @@ def put_file(k: Arena, file: int) -> None:
         if pfn:
             k.page_cache[at] = 0
             put_page(k, pfn)
+    if cache + k.file[base + FILE_CAPACITY] == k.zone[ZONE_CACHE_END]:  # else its place is lost
+        k.zone[ZONE_CACHE_END] = cache - 1
     slab_free(k, SLAB_FILE, k.file, _F, file)
 
 

@@ -49,6 +49,7 @@ from .layout import (
     VMA_MM,
     VMA_PGOFF,
     VMA_START,
+    ZONE_SLAB,
     PG_exclusive,
     PG_swapbacked,
     VM_nr_anon_pages,
@@ -292,19 +293,35 @@ def _anon_vma_chain_link(k: Arena, vma: int, anon_vma: int) -> bool:
     return True
 
 
-def _anon_vma_alloc(k: Arena) -> int:
+def _can_link(k: Arena, nr: int) -> bool:
+    """Return whether there is memory for so many links."""
+    head = ZONE_SLAB + SLAB_AVC
+    room = len(k.avc) // _C - 1 - k.zone[head + 1]
+    unused = k.zone[head]
+    while unused and room < nr:
+        room += 1
+        unused = k.avc[unused * _C]
+    return room >= nr
+
+
+def _anon_vma_alloc(k: Arena, vma: int) -> int:
+    """Return a new anon_vma that the VMA is linked to; 0 when there is no memory for it."""
     anon_vma = slab_alloc(k, SLAB_ANON_VMA, k.anon_vma, _A)
-    if anon_vma:
-        base = anon_vma * _A
-        k.anon_vma[base + ANON_VMA_ROOT] = anon_vma
-        k.anon_vma[base + ANON_VMA_PARENT] = anon_vma
-        k.anon_vma[base + ANON_VMA_NUM_CHILDREN] = 1  # a root is its own parent
-    return anon_vma
+    if not anon_vma:
+        return 0
+    base = anon_vma * _A
+    k.anon_vma[base + ANON_VMA_ROOT] = anon_vma
+    k.anon_vma[base + ANON_VMA_PARENT] = anon_vma
+    k.anon_vma[base + ANON_VMA_NUM_CHILDREN] = 1  # a root is its own parent
+    if _anon_vma_chain_link(k, vma, anon_vma):
+        return anon_vma
+    slab_free(k, SLAB_ANON_VMA, k.anon_vma, _A, anon_vma)
+    return 0
 
 
 def anon_vma_prepare(k: Arena, vma: int, mergeable: int) -> bool:
     """
-    Give a VMA an anon_vma unless it has one; False when there is no memory for it.
+    Give a VMA an anon_vma unless it has one; False when there is no memory for it: then it has none.
 
     Args:
         mergeable: a neighbour's anon_vma that it can share (find_mergeable_anon_vma()), or 0.
@@ -312,8 +329,10 @@ def anon_vma_prepare(k: Arena, vma: int, mergeable: int) -> bool:
     base = vma * _V + VMA_ANON_VMA
     if k.vma[base]:
         return True
-    anon_vma = mergeable or _anon_vma_alloc(k)
-    if not anon_vma or not _anon_vma_chain_link(k, vma, anon_vma):
+    if mergeable and not _anon_vma_chain_link(k, vma, mergeable):
+        return False
+    anon_vma = mergeable or _anon_vma_alloc(k, vma)
+    if not anon_vma:
         return False
     k.vma[base] = anon_vma
     k.anon_vma[anon_vma * _A + ANON_VMA_NUM_ACTIVE] += 1
@@ -323,15 +342,18 @@ def anon_vma_prepare(k: Arena, vma: int, mergeable: int) -> bool:
 def anon_vma_clone(k: Arena, to: int, source: int) -> bool:
     """
     Link ``to`` to every anon_vma that ``source`` is linked to; False when there is no memory for
-    it.
+    it: then it has neither links nor an anon_vma.
 
     A forked VMA without an anon_vma of its own takes one that no VMA uses any longer and that has
     at most one child, so that repeated forks do not grow the tree without end.
     """
     own = k.vma[source * _V + VMA_ANON_VMA]
-    for anon_vma in vma_chain(k, source):
-        if not _anon_vma_chain_link(k, to, anon_vma):
-            return False
+    chain = vma_chain(k, source)
+    if not _can_link(k, len(chain)):
+        k.vma[to * _V + VMA_ANON_VMA] = 0  # which does not count it yet
+        return False
+    for anon_vma in chain:
+        _anon_vma_chain_link(k, to, anon_vma)
         base = anon_vma * _A
         if (
             own
@@ -356,8 +378,9 @@ def anon_vma_fork(k: Arena, vma: int, parent_vma: int) -> bool:
         return False
     if k.vma[vma * _V + VMA_ANON_VMA]:
         return True
-    anon_vma = _anon_vma_alloc(k)
-    if not anon_vma or not _anon_vma_chain_link(k, vma, anon_vma):
+    anon_vma = _anon_vma_alloc(k, vma)
+    if not anon_vma:
+        unlink_anon_vmas(k, vma)
         return False
     base = anon_vma * _A
     k.anon_vma[base + ANON_VMA_ROOT] = k.anon_vma[parent * _A + ANON_VMA_ROOT]
@@ -367,6 +390,17 @@ def anon_vma_fork(k: Arena, vma: int, parent_vma: int) -> bool:
     k.anon_vma[parent * _A + ANON_VMA_NUM_CHILDREN] += 1
     k.vma[vma * _V + VMA_ANON_VMA] = anon_vma
     return True
+
+
+def take_anon_vmas(k: Arena, to: int, source: int) -> None:
+    """Let a VMA that has none have the anon_vmas of one that goes away."""
+    for field in (VMA_ANON_VMA, VMA_AVC):
+        k.vma[to * _V + field] = k.vma[source * _V + field]
+        k.vma[source * _V + field] = 0
+    link = k.vma[to * _V + VMA_AVC]
+    while link:
+        k.avc[link * _C + AVC_VMA] = to
+        link = k.avc[link * _C + AVC_NEXT_VMA]
 
 
 def unlink_anon_vmas(k: Arena, vma: int) -> None:

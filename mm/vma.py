@@ -30,7 +30,13 @@ from .layout import (
 )
 from .pgtable import vm_get_page_prot
 from .refused import log_refused, move_refused
-from .rmap import anon_vma_chain_is_singular, anon_vma_clone, anon_vma_prepare, unlink_anon_vmas
+from .rmap import (
+    anon_vma_chain_is_singular,
+    anon_vma_clone,
+    anon_vma_prepare,
+    take_anon_vmas,
+    unlink_anon_vmas,
+)
 from .slab import slab_alloc, slab_free
 from .vm_flags import VM_ACCESS_FLAGS, VM_DONTEXPAND
 
@@ -100,7 +106,11 @@ def vma_unlink(k: Arena, vma: int) -> None:
     k.vma_start[last - 1] = 0
     k.vma_index[last - 1] = 0
     k.mm[mm * _M + MM_MAP_COUNT] -= 1
+    file = k.vma[base + VMA_FILE]
+    log_refused(k, vma)
     vm_area_free(k, vma)
+    if file:
+        filemap.put_file(k, file)
 
 
 def vm_area_alloc(
@@ -121,18 +131,15 @@ def vm_area_alloc(
 
 
 def vm_area_free(k: Arena, vma: int) -> None:
-    """Free a VMA that is in no set: its links to anon_vmas, its hold on the file, its record."""
+    """Free a VMA that is in no set: its links to anon_vmas, its record."""
     unlink_anon_vmas(k, vma)
-    log_refused(k, vma)
-    file = k.vma[vma * _V + VMA_FILE]
     slab_free(k, SLAB_VMA, k.vma, _V, vma)
-    if file:
-        filemap.put_file(k, file)
 
 
 def split_vma(k: Arena, vma: int, address: int) -> int:
     """
-    Cut a VMA at address, strictly inside it, and return the new upper part; 0 = -ENOMEM.
+    Cut a VMA at address, strictly inside it, and return the new upper part; 0 = -ENOMEM, and
+    nothing has changed.
 
     Large folios that lie across the cut stay whole, a huge entry across it is split (spec 5.12).
     """
@@ -146,7 +153,9 @@ def split_vma(k: Arena, vma: int, address: int) -> int:
     if not new:
         return 0
     k.vma[new * _V + VMA_ANON_VMA] = k.vma[base + VMA_ANON_VMA]
-    anon_vma_clone(k, new, vma)
+    if not anon_vma_clone(k, new, vma):
+        vm_area_free(k, new)
+        return 0
     split_huge_pmd_address(k, vma, address)
     k.vma[base + VMA_END] = address
     vma_link(k, new)
@@ -210,10 +219,14 @@ def vma_merge(k: Arena, vma: int, *, just_expand: bool = False) -> int:
 
 
 def _absorb(k: Arena, vma: int, upper: int) -> None:
-    """Extend vma over its upper neighbour, which goes away."""
-    if not k.vma[vma * _V + VMA_ANON_VMA] and k.vma[upper * _V + VMA_ANON_VMA]:
-        k.vma[vma * _V + VMA_ANON_VMA] = k.vma[upper * _V + VMA_ANON_VMA]
-        anon_vma_clone(k, vma, upper)
+    """
+    Extend vma over its upper neighbour, which goes away.
+
+    SIMPLIFIED: links to anon_vmas change hands; the kernel makes new ones first, and leaves the two apart
+    when it has no memory for that.
+    """
+    if not k.vma[vma * _V + VMA_ANON_VMA]:
+        take_anon_vmas(k, vma, upper)
     move_refused(k, upper, vma)
     end = k.vma[upper * _V + VMA_END]
     vma_unlink(k, upper)

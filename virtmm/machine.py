@@ -200,7 +200,12 @@ class Machine:
     # Memory calls
 
     def open(self, inode: int, size: int) -> int:
-        """Return a file number for mmap(); the size is in bytes."""
+        """
+        Return a file number for mmap(); 0 when the machine has no place for another file of that size.
+
+        Args:
+            size: in bytes.
+        """
         return filemap.file_open(self.k, inode, -(-size // self.page_size))
 
     def mmap(
@@ -218,19 +223,22 @@ class Machine:
         """
         Map memory at a given address; 0 or a negative errno.
 
+        A file is at least as long as what is mapped of it, or the page cache has no place for that: -ENOMEM.
+
         Args:
             pgoff: offset in the file, in the machine's pages.
             by_exec: the kernel maps it while it starts a program: no call of its own.
         """
         k, mm = self.k, self._mm(pid)
         before = k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT]
-        if file:
-            pages = pgoff + -(-length // k.page_size)
-            filemap.file_extend(k, file, pages)
-        error = mmap.do_mmap(k, mm, address, length, prot, flags, file, pgoff)
+        if file and not filemap.file_extend(k, file, pgoff + -(-length // k.page_size)):
+            error = -ENOMEM
+        else:
+            error = mmap.do_mmap(k, mm, address, length, prot, flags, file, pgoff)
         if not by_exec:
             self._count(layout.EV_mmap_file if file else layout.EV_mmap)
-        if not by_exec and not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before:
+        merged = not file and k.mm[mm * MM_RECORD + layout.MM_MAP_COUNT] <= before
+        if not error and merged and not by_exec:
             self._count(layout.EV_mmap_merge)
         if not error and flags & (MAP_POPULATE | MAP_LOCKED):
             # The kernel maps what it can and says nothing; that memory ran out must not go unseen.

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Mappings made, cut, merged and ended in C: as Python leaves them, which does none of it."""
 
+import resource
+from pathlib import Path
+
 import pytest
 import virtmm.mm.fork
 import virtmm.mm.mmap
@@ -24,6 +27,7 @@ from virtmm.mm.vm_flags import (
 )
 
 from tests.csrc.figures import everything
+from virtmm import boot
 from virtmm.kconfig import resolve
 
 BASE = 1 << 36
@@ -259,3 +263,93 @@ def test_a_full_table_of_vmas_leaves_no_file_behind(machine_of, fast):
     files = k.zone[layout.ZONE_SLAB + layout.SLAB_FILE + 1], k.zone[layout.ZONE_CACHE_END]
     assert m.mmap(1, BASE, m.page_size, RW, MAP_SHARED) == -ENOMEM
     assert (k.zone[layout.ZONE_SLAB + layout.SLAB_FILE + 1], k.zone[layout.ZONE_CACHE_END]) == files
+
+
+def all_backends(defconfig="anonfolio_basic"):
+    options = (("FAST_FAULT=y",), ("FAST_FAULT=n",), ("C_RANGES=n",))
+    return [resolve("arm64", defconfig, sets=["MEMORY_MB=64", *o]) for o in options]
+
+
+def larger_than_the_cache(m):
+    """Open, map, extend and populate files where page_cache has place for 100 pages; yield the answers."""
+    size, k = m.page_size, m.k
+    m.spawn(1)
+    yield m.open(1, 100 * size), m.open(1, 1 << 64), m.open(1, 40 * size)
+    files = k.zone[layout.ZONE_SLAB + layout.SLAB_FILE + 1]
+    assert files == 1, "what is refused leaves no file"
+    for pgoff, nr, flags in (
+        (0, 40, MAP_POPULATE),
+        (0, 100, 0),
+        (1 << 60, 1, 0),
+        (99, 1, MAP_SHARED),
+        (30, 30, MAP_SHARED | MAP_POPULATE),  # does not fit beside the 40
+        (30, 28, MAP_SHARED | MAP_POPULATE),
+        (57, 1, 0),
+        (58, 1, MAP_FIXED),
+    ):
+        yield m.mmap(1, BASE, nr * size, RW, flags | MAP_FIXED, 1, pgoff)
+        yield [m.touch(1, BASE + page * size, page % 2 == 0) for page in range(nr)]
+    yield m.mremap(1, BASE, size, BASE, 200 * size)
+    yield [m.touch(1, BASE + page * size, False) for page in range(0, 200, 7)]
+    yield m.mmap(1, BASE, 0, RW, 0, 1, 1 << 60)
+    yield m.mmap(1, BASE << 1, size, RW, MAP_SHARED)
+    yield m.fork(1, 2)
+    m.exit(1)
+    m.exit(2)
+
+
+def test_a_file_that_the_page_cache_has_no_place_for_is_refused(machine_of, monkeypatch):
+    monkeypatch.setitem(boot._COUNTS, "nr_cache", 100)
+    machines = [machine_of(config) for config in all_backends()]
+    answers = []
+    for each in zip(*map(larger_than_the_cache, machines), strict=True):
+        assert each[0] == each[1] == each[2]
+        assert everything(machines[0]) == everything(machines[1]) == everything(machines[2])
+        answers.append(each[0])
+    assert answers[0] == (0, 0, 1)
+    calls = answers[1:17:2]
+    assert calls == [0, *[-ENOMEM] * 4, 0, 0, -ENOMEM]
+
+
+def test_a_huge_file_that_grows_costs_the_host_what_is_cached(machine_of):
+    m = machine_of(all_backends("baseline_4k")[0])
+    m.spawn(1)
+    file = m.open(1, 1 << 40)
+    nr = 1 << 28
+    assert m.mmap(1, BASE, m.page_size, RW, 0, file, nr - 1) == 0
+    assert m.touch(1, BASE, False) == 0
+    resident = host_memory()
+    assert m.mmap(1, BASE + m.page_size, m.page_size, RW, 0, file, nr) == 0
+    assert host_memory() - resident < 64 << 20, "of a GiB of elements one page has something"
+    assert m.touch(1, BASE, True) == m.touch(1, BASE + m.page_size, False) == 0
+    assert m.events()["file_write_fault"] == 1
+
+
+def host_memory():
+    """Return the bytes of this process's own memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_a_refused_call_extended_no_neighbour(machine_of, fast):
+    m = machine(machine_of, ("arm64", "baseline_4k", []), fast)
+    m.spawn(1)
+    assert m.mmap(1, BASE, 2 * m.page_size) == 0
+    assert m.mmap(1, BASE, m.page_size) == -EEXIST
+    assert (m.events()["mmap"], m.events().get("mmap_merge", 0)) == (2, 0)
+    assert m.mmap(1, BASE + 2 * m.page_size, m.page_size) == 0
+    assert m.events()["mmap_merge"] == 1
+
+
+def test_shared_memory_gives_its_place_in_the_page_cache_back(machine_of, monkeypatch):
+    monkeypatch.setitem(boot._COUNTS, "nr_cache", 100)
+    for config in all_backends():
+        m = machine_of(config)
+        m.spawn(1)
+        for _ in range(5):
+            assert m.mmap(1, BASE, 40 * m.page_size, RW, MAP_SHARED) == 0
+            assert m.mmap(1, 2 * BASE, 50 * m.page_size, RW, MAP_SHARED) == 0
+            assert m.touch(1, BASE + m.page_size, True) == m.touch(1, 2 * BASE, True) == 0
+            assert m.munmap(1, 2 * BASE, 50 * m.page_size) == 0
+            assert m.munmap(1, BASE, 40 * m.page_size) == 0
+        assert m.k.zone[layout.ZONE_CACHE_END] == m.k.zone[layout.ZONE_CACHE] == 0

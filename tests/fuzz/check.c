@@ -243,6 +243,19 @@ static u64 used(struct vk *k, int slab, const void *table, size_t record_bytes)
 	return last - unused;
 }
 
+/* No table has more records in use than it has. */
+static void check_tables(const struct vk *k)
+{
+	const u64 *last = k->zone + ZONE_SLAB + 1;
+
+	EXPECT(last[SLAB_VMA] < k->fault[FAULT_NR_VMAS]);
+	EXPECT(last[SLAB_AVC] < k->fault[FAULT_NR_AVCS]);
+	EXPECT(last[SLAB_ANON_VMA] < k->fault[FAULT_NR_ANON_VMAS]);
+	EXPECT(last[SLAB_FILE] < k->fault[FAULT_NR_FILES]);
+	EXPECT(k->zone[ZONE_CACHE_END] < k->fault[FAULT_NR_CACHE]);
+	EXPECT(k->zone[ZONE_VMA_LOG] < k->fault[FAULT_NR_VMA_LOGS]);
+}
+
 /* The lists of anon_vmas have the links that VMAs have, and no record is in use that nothing names. */
 static void check_anon_vmas(struct vk *k, const struct census *all)
 {
@@ -285,6 +298,8 @@ static void check_cache(struct vk *k)
 		const u64 *record = k->file + file * FILE_RECORD;
 
 		EXPECT(record[FILE_VMAS] == mappers[file]);
+		EXPECT(record[FILE_PAGES] <= record[FILE_CAPACITY]);
+		EXPECT(record[FILE_CACHE] + record[FILE_CAPACITY] <= k->zone[ZONE_CACHE_END] + 1);
 		for (u64 i = 0; i < record[FILE_CAPACITY]; i++) {
 			u32 page = k->page_cache[record[FILE_CACHE] + i];
 			u32 folio = page_record(k, page)[PAGE_HEAD];
@@ -449,6 +464,7 @@ void check_arena(struct vk *k)
 		if (k->mm[mm * MM_RECORD + MM_USERS])
 			check_mm(k, mm, &all);
 	EXPECT(all.tables == k->vmstat[VM_nr_page_table_pages]);
+	check_tables(k);
 	check_anon_vmas(k, &all);
 	check_free(k);
 	check_pages(k);

@@ -49,6 +49,13 @@ static struct pages some_pages(struct vk *k, struct input *in, u64 mm)
 	return p;
 }
 
+/* Whether a call failed; one that nothing is wrong with may, on a machine whose tables are all but full. */
+static int no_records(int error)
+{
+	EXPECT(!error || (error == -ENOMEM && image->few_records));
+	return error;
+}
+
 /* How many VMAs have any of some pages. */
 static u64 vmas_at(struct vk *k, u64 mm, struct pages p)
 {
@@ -64,7 +71,8 @@ static void case_vk_do_munmap(struct vk *k, struct input *in)
 	u64 task = some_task(in), mm = mm_of(k, task);
 	struct pages p = some_pages(k, in, mm);
 
-	EXPECT(!vk_do_munmap(k, mm, p.start, p.end, task));
+	if (no_records(vk_do_munmap(k, mm, p.start, p.end, task)))
+		return;
 	EXPECT(!vmas_at(k, mm, p));
 	for (u64 address = p.start; address < p.end; address += (u64)1 << PAGE_SHIFT) {
 		int huge;
@@ -106,7 +114,8 @@ static void case_vk_mmap_region(struct vk *k, struct input *in)
 		EXPECT(error < 0 && error != -ENOMEM);
 		return;
 	}
-	EXPECT(!error);
+	if (no_records(error))
+		return;
 	EXPECT(vmas_at(k, mm, p) == 1);
 	const u64 *vma = vma_in(k, mm, find_slot(k, mm, p.start));
 
@@ -124,8 +133,9 @@ static void case_vk_do_brk_flags(struct vk *k, struct input *in)
 	if (below(in, 2))
 		k->mm[mm * MM_RECORD + MM_START_BRK] = p.start;
 	error = vk_do_brk_flags(k, mm, p.start, p.end, VM_ACCESS_FLAGS & ~VM_EXEC);
-	EXPECT(error == (there ? -ENOMEM : 0));
-	EXPECT(there || vmas_at(k, mm, p) == 1);
+	EXPECT(!there || error == -ENOMEM);
+	if (!there && !no_records(error))
+		EXPECT(vmas_at(k, mm, p) == 1);
 }
 
 static void case_vk_vma_set_flags(struct vk *k, struct input *in)
@@ -145,7 +155,8 @@ static void case_vk_vma_set_flags(struct vk *k, struct input *in)
 	flags |= hints | (vma[VMA_FLAGS] & VM_SHARED);
 	if (below(in, 2) && !vma[VMA_FILE])
 		flags |= VM_WIPEONFORK;
-	EXPECT(!vk_vma_set_flags(k, vma_number(k, vma), p.start, p.end, flags));
+	if (no_records(vk_vma_set_flags(k, vma_number(k, vma), p.start, p.end, flags)))
+		return;
 	EXPECT(vmas_at(k, mm, p) == 1);
 	EXPECT(vma_in(k, mm, find_slot(k, mm, p.start))[VMA_FLAGS] == flags);
 }
@@ -164,7 +175,9 @@ static void case_vk_do_mprotect(struct vk *k, struct input *in)
 		covered += low < high ? high - low : 0;
 	}
 	error = vk_do_mprotect(k, mm, p.start, p.end, prot);
-	EXPECT(error == (covered < p.end - p.start ? -ENOMEM : 0));
+	EXPECT(covered == p.end - p.start || error == -ENOMEM);
+	if (covered == p.end - p.start && no_records(error))
+		return;
 	for (u64 i = 0; !error && i < map_count(k, mm); i++) {
 		const u64 *vma = vma_in(k, mm, i);
 
@@ -212,7 +225,9 @@ static void case_vk_dup_mmap(struct vk *k, struct input *in)
 	if (!new)
 		return;
 	slot = vk_dup_mmap(k, new, old, 0);
-	EXPECT(slot >= 0 && (u64)slot <= map_count(k, old));
+	if (slot < 0 && no_records((int)slot))
+		return;
+	EXPECT((u64)slot <= map_count(k, old));
 	for (u64 i = 0; i < map_count(k, old) && i <= (u64)slot; i++) {
 		const u64 *vma = vma_in(k, old, i), *copy = vma_in(k, new, copied);
 

@@ -115,9 +115,34 @@ def fill(m):
         at += m.page_size
 
 
+def leave_few_records(m):
+    """Use up links that were given back, and let tables end soon; C alone looks at these numbers."""
+    k, at = m.k, 40 * m.k.pmd_size
+    assert m.mmap(1, at, 200 * m.page_size) == m.touch(1, at, True) == 0
+    while k.zone[layout.ZONE_SLAB + layout.SLAB_AVC]:
+        at += 2 * m.page_size
+        assert m.mprotect(1, at, m.page_size, RO) == 0
+    for name, slab, more in (
+        ("VMAS", layout.SLAB_VMA, 9),
+        ("AVCS", layout.SLAB_AVC, 1),
+        ("ANON_VMAS", layout.SLAB_ANON_VMA, 1),
+        ("FILES", layout.SLAB_FILE, 2),
+    ):
+        used = k.zone[layout.ZONE_SLAB + slab + 1]
+        k.fault[getattr(layout, f"FAULT_NR_{name}")] = used + 1 + more
+    k.fault[layout.FAULT_NR_CACHE] = k.zone[layout.ZONE_CACHE_END] + 100
+    k.fault[layout.FAULT_NR_VMA_LOGS] = k.zone[layout.ZONE_VMA_LOG] + 3
+
+
 def machines(kernel):
-    """Yield booted machines of a kernel: hardly used, busy, with large folios, and short of memory."""
-    for busy, always, full in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1)):
+    """Yield (machine, tables all but full?): hardly used, busy, large folios, short of memory, of records."""
+    for busy, always, full, few in (
+        (0, 0, 0, 0),
+        (1, 0, 0, 0),
+        (1, 1, 0, 0),
+        (1, 0, 1, 0),
+        (1, 1, 0, 1),
+    ):
         with Machine(kernel.config()) as m:
             if always:
                 m.set("fault_around_bytes", str(m.page_size))
@@ -126,7 +151,9 @@ def machines(kernel):
             use(m, busy)
             if full:
                 fill(m)
-            yield m
+            if few:
+                leave_few_records(m)
+            yield m, few
 
 
 def spans(k):
@@ -173,12 +200,12 @@ def write(k, path):
 def snapshot(kernel, folder):
     """Write all machines of a kernel and snapshot.h, which says what is where in them."""
     images = []
-    for m in machines(kernel):
+    for m, few in machines(kernel):
         k, path = m.k, folder / f"arena.{len(images)}"
         write(k, path)
         tasks = [m.task_record(p.pid) for p in m.processes() if m.has(p.pid)]
         images.append(
-            f'{{"{path}", {k.config.nr_pages}, {len(tasks)}, {{{", ".join(map(str, tasks))}}}}},'
+            f'{{"{path}", {k.config.nr_pages}, {few}, {len(tasks)}, {{{", ".join(map(str, tasks))}}}}},'
         )
         places, end = spans(k)
     rows = [f"{{{page:#x}, {pages:#x}, {start:#x}}}," for page, pages, start in places]
@@ -194,7 +221,7 @@ def snapshot(kernel, folder):
 static const struct {{ size_t page, pages, start; }} spans[] __attribute__((unused)) = {{
 {chr(10).join(rows)}
 }};
-struct image {{ const char *file; u64 nr_pages; u64 nr_tasks; u64 tasks[8]; }};
+struct image {{ const char *file; u64 nr_pages; int few_records; u64 nr_tasks; u64 tasks[8]; }};
 static const struct image images[] __attribute__((unused)) = {{
 {chr(10).join(images)}
 }};

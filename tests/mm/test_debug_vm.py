@@ -20,7 +20,8 @@ class Victim:
         m = machine
         assert m.spawn(1) == 0
         assert m.mmap(1, START, 64 * PAGE) == 0
-        assert m.mmap(1, START + 100 * PAGE, 2 * PAGE, 1, 2, m.open(7, 2 * PAGE)) == 0
+        self.file = m.open(7, 2 * PAGE)
+        assert m.mmap(1, START + 100 * PAGE, 2 * PAGE, 1, 2, self.file) == 0
         for page in (0, 16, 100):
             assert m.touch(1, START + page * PAGE, page != 100) == 0
         assert m.touch(1, START + 40 * PAGE, False) == 0
@@ -160,6 +161,11 @@ BREAKAGES = {
         "no folio of this file",
     ),
     "file index": (lambda v: v.page(v.cached, layout.PAGE_INDEX, plus(1)), "says 1"),
+    "file too long": (
+        add("file", lambda v: v.file * FILE_RECORD + layout.FILE_PAGES),
+        "not its own",
+    ),
+    "behind the cache": (add("zone", layout.ZONE_CACHE_END, -1), "not its own"),
     "not cached": (lambda v: uncache(v), "pages cached, counted"),
 }
 

@@ -116,7 +116,8 @@ class Replay:
             progress: called after each batch with the rows done so far.
 
         Raises:
-            TraceError: the trace contradicts itself, or a program does not fit into the addresses.
+            TraceError: the trace contradicts itself, or a program does not fit into the addresses, or
+                what there is into the machine's tables.
             OutOfMemoryError: the machine has none left; ``row`` is the event.
         """
         done = 0
@@ -220,13 +221,27 @@ class Replay:
         if error:
             self.refused += 1
 
+    def _check_started(self, pid: int, error: int) -> None:
+        """End the replay when a process got no address space; nothing that it does could be replayed."""
+        self._check(error)
+        if error:
+            raise TraceError(
+                f"{self.reader.path}: row {self.row}: process {pid}: a table of the machine is full, of "
+                "address spaces, mappings or processes; replay a recording of fewer processes"
+            )
+
     def _file(self, index: int) -> int:
         if not index:
             return 0
         if index not in self._files:
             file = self.reader.files[index]
-            self._files[index] = self.machine.open(file.inode, file.size)
-            self._events.accesses.files[index] = self._files[index]
+            number = self.machine.open(file.inode, file.size)
+            if not number:
+                raise TraceError(
+                    f"{self.reader.path}: row {self.row}: {file.path}, {file.size} bytes: a machine has no "
+                    f"place for it beside {len(self._files)} other files; leave it out of the trace"
+                )
+            self._files[index] = self._events.accesses.files[index] = number
         return self._files[index]
 
     def _fill_stack(self, pid: int, address: int | None = None) -> None:
@@ -353,7 +368,7 @@ class Replay:
                 f"{self.reader.path}: row {self.row}: process {child} exists already; "
                 "the trace misses its exit: record again"
             )
-        self._check(self.machine.fork(pid, child, flags & CLONE_VM))
+        self._check_started(child, self.machine.fork(pid, child, flags & CLONE_VM))
         self.commands[child] = self.programs[child, 0] = self.commands.get(pid, "")
         if self.relayout:
             space = self.spaces[pid]
@@ -364,8 +379,8 @@ class Replay:
     def _exec(self, event: Row) -> None:
         pid = event[1]
         if not self.machine.has(pid):  # the recorder's own fork, before the recording began
-            self._check(self.machine.spawn(pid))
-        self._check(self.machine.exec(pid))
+            self._check_started(pid, self.machine.spawn(pid))
+        self._check_started(pid, self.machine.exec(pid))
         self._stacks.pop(pid, None)
         self._starting[pid] = 0
         self.commands[pid] = Path(self.reader.files[event[11]].path).name

@@ -13,6 +13,7 @@ from virtmm.tools.report.result import check_result
 from virtmm.tools.trace import format as trace_format
 from virtmm.tools.trace.format import File, TraceError, TraceReader
 
+from virtmm import boot
 from virtmm.kconfig import resolve
 from virtmm.machine import Machine
 
@@ -107,6 +108,30 @@ def test_refused_calls_count(write_trace, run):
     result = run(path)
     assert result["refused_calls"] == 2
     assert result["minflt"] == 1
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_a_file_that_no_machine_has_a_place_for(write_trace, run, fast):
+    """Its size ends the replay in one line; an offset beyond is a call that is refused, its memory a segv."""
+    huge = File("/var/lib/sparse", 9, 1 << 60)
+    path = write_trace(exec_(), mmap(A, 4 * K, file=huge, flags=PRIVATE), exit_())
+    with pytest.raises(
+        TraceError, match=r"row 1: /var/lib/sparse, 1152921504606846976 bytes: .*leave"
+    ):
+        run(path, sets=[f"FAST_FAULT={fast}"])
+    far = mmap(A, 4 * K, file=PROG, flags=PRIVATE, offset=1 << 60)
+    result = run(write_trace(exec_(), far, fault(A, READ), exit_()), sets=[f"FAST_FAULT={fast}"])
+    assert (result["refused_calls"], result["segv"]) == (1, 1)
+
+
+@pytest.mark.parametrize("fast", "yn")
+def test_more_processes_than_a_machine_has_records_for(write_trace, run, monkeypatch, fast):
+    monkeypatch.setitem(boot._COUNTS, "nr_mms", 4)
+    forks = [exec_(), mmap(A, 4 * K), *(fork(pid) for pid in (2, 3, 4)), fault(A, pid=4)]
+    for events, row in ((forks, 4), ([exec_(pid) for pid in (1, 2, 3, 4)], 2)):
+        path = write_trace(*events)
+        with pytest.raises(TraceError, match=rf"row {row}: process \d: a table of the machine"):
+            run(path, sets=[f"FAST_FAULT={fast}"])
 
 
 def test_tlb_reach_is_of_every_program(write_trace, run):
