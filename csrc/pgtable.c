@@ -55,6 +55,25 @@ u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
 }
 
 /**
+ * pmd_offsets - pmd_offset() of nr addresses, level by level, so that all wait at once for their tables
+ * @mm: of each its mm; 0 = none
+ * @pmd: out: of each the place of its PMD entry; NULL without a table
+ */
+void pmd_offsets(const struct vk *k, unsigned nr, const u64 *mm, const u64 *address, u64 **pmd)
+{
+	for (unsigned i = 0; i < nr; i++)
+		pmd[i] = mm[i] ? table_entry(k, k->mm[mm[i] * MM_RECORD + MM_PGD],
+					     address[i] >> level_shift[0] & level_mask[0])
+			       : NULL;
+	for (int depth = 1; depth < PGTABLE_LEVELS - 1; depth++)
+		for (unsigned i = 0; i < nr; i++)
+			pmd[i] = pmd[i] && *pmd[i] ? table_entry(k, pte_pfn(*pmd[i]),
+								 address[i] >> level_shift[depth] &
+									 level_mask[depth])
+						   : NULL;
+}
+
+/**
  * next_pmd - first PMD entry in [address, end) that is not none
  * @address: in and out: where the entry's part of the range begins; end without one
  *
