@@ -112,11 +112,8 @@ static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *
 
 		if (!table)
 			return 0;
-		if (!*pmd) {
+		if (!*pmd)
 			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
-			/* It is that already, but a first read would cost the host a fault more. */
-			*table_entry(k, table, 0) = 0;
-		}
 		w->block = f->address >> PMD_SHIFT;
 		w->table = table_entry(k, table, 0);
 	}
