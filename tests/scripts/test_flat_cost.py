@@ -19,6 +19,7 @@ def test_every_sweep_is_measured(monkeypatch, capsys):
     assert counts == {
         "events": [10**4, 2 * 10**4],
         "processes": [1, 10],
+        "split": [1, 10],
         "local": [10, 100],
         "random": [10, 100],
         "mmap": [10, 100],
@@ -27,7 +28,8 @@ def test_every_sweep_is_measured(monkeypatch, capsys):
     passes = [5, 10, 20, 2]
     own = [1, 1, 1, 10]
     assert events[:4] == [n * (p * 2049 + 4) for n, p in zip(own, passes, strict=True)]
-    assert events[4:] == [10 * 199, 100 * 19] * 2 + [2000, 2000]
+    assert events[4:6] == [2 * 20481 + 4, 10 * (2 * 2049 + 4)]
+    assert events[6:] == [10 * 199, 100 * 19] * 2 + [2000, 2000]
     assert all(c["nanoseconds"] > 0 for sweep in found.values() for c in sweep["costs"])
     assert found["random"]["limit"] == 2 and found["mmap"]["limit"] is None
 
