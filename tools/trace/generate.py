@@ -380,10 +380,10 @@ def generate(
             held.append(batch)
             rows += len(batch["kind"])
             if rows >= BATCH_ROWS:
-                _write(writer, held)
-                held, rows = [], 0
+                held = _write(writer, held, BATCH_ROWS)
+                rows = len(held[0]["kind"])
                 progress(writer.num_events)
-        _write(writer, held)
+        _write(writer, held, 1)
         writer.metadata["duration_ns"] = writer.num_events * EVENT_NS
     return writer.num_events
 
@@ -402,15 +402,18 @@ def _in_turns(processes: Iterable[Iterator[Batch]]) -> Iterator[Batch]:
         processes, going = going, []
 
 
-def _write(writer: TraceWriter, batches: list[Batch]) -> None:
-    """Add batches, their events one after the other in time."""
-    if not batches:
-        return
+def _write(writer: TraceWriter, batches: list[Batch], multiple: int) -> list[Batch]:
+    """Add batches, a multiple of so many events, one after the other in time; return the rest as one."""
     columns = {
         name: np.concatenate([b.get(name, np.zeros(len(b["kind"]), np.int64)) for b in batches])
         for name in COLUMNS
     }
-    if int((columns["addr"] + columns["len"]).max()) > STACK_TOP:
+    if int((columns["addr"] + columns["len"]).max(initial=0)) > STACK_TOP:
         raise TraceError("these parameters need more than 192 GiB of addresses; give smaller ones")
-    times = (writer.num_events + np.arange(len(columns["kind"]))) * EVENT_NS
-    writer.append_columns(columns | {"time": times})
+    count = len(columns["kind"]) // multiple * multiple
+    if count:
+        times = (writer.num_events + np.arange(count)) * EVENT_NS
+        writer.append_columns(
+            {name: column[:count] for name, column in columns.items()} | {"time": times}
+        )
+    return [{name: column[count:] for name, column in columns.items()}]

@@ -157,6 +157,16 @@ def test_a_generation_follows_when_one_has_ended(tmp_path):
         assert reader.metadata["processes"] == 9
 
 
+def test_only_the_last_batch_is_short(tmp_path):
+    path = make(tmp_path / "t.parquet", "strided", ["pages=4096", "passes=20", "processes=2"])
+    with TraceReader(path) as reader:
+        assert [len(batch) for batch in reader.batches()] == [
+            BATCH_ROWS,
+            BATCH_ROWS,
+            reader.num_events - 2 * BATCH_ROWS,
+        ]
+
+
 def test_it_tells_how_far_it_is(tmp_path):
     seen, words = [], ["pages=65536", "passes=2", "processes=2"]
     events = generate("strided", tmp_path / "t", parse_parameters("strided", words), seen.append)
