@@ -22,7 +22,6 @@
  * @huge: without a table: place of an entry that was huge when it was found; NULL = none
  * @vma: VMA found last; NULL = none
  * @ahead: VMA that this access may lie in; NULL = not known
- * @jumps: accesses so far that were in another table than the one before
  *
  * Valid within a run of accesses: they make tables and never free one; memory calls do.
  */
@@ -33,7 +32,6 @@ struct walk {
 	u64 *huge;
 	u64 *vma;
 	u64 *ahead;
-	u64 jumps;
 };
 
 /* Place of the entry, huge or last-level, that the hardware finds; NULL = none. */
@@ -52,7 +50,6 @@ static u64 *leaf_offset(struct vk *k, struct walk *w, u64 mm, u64 address)
 		if (w->huge && pmd_trans_huge(*w->huge))
 			return w->huge;
 	}
-	w->jumps++;
 	pmd = pmd_offset(k, mm, address, 0);
 	if (!pmd || !*pmd)
 		return NULL;
@@ -123,11 +120,8 @@ static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *
 
 		if (!table)
 			return 0;
-		if (!*pmd) {
+		if (!*pmd)
 			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
-			/* It is that already, but a first read would cost the host a fault more. */
-			*table_entry(k, table, 0) = 0;
-		}
 		w->block = f->address >> PMD_SHIFT;
 		w->table = table_entry(k, table, 0);
 	}
@@ -213,6 +207,27 @@ static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int 
 	return 1;
 }
 
+/* Do a part of what look_ahead() found; return the first access that needs Python, or where it ends. */
+static u64 touch_part(struct vk *k, struct walk *w, const u64 *tasks, const u64 *access,
+		      const struct ahead *a, unsigned part)
+{
+	u64 i = a->first[part], end = a->first[part + 1];
+	const u64 *table = part + 1 < a->nr ? a->table[part + 1] : NULL;
+	u64 next = end, last = table ? a->first[part + 2] : end;
+
+	w->ahead = a->vma[part];
+	for (; i < end; i++, next++) {
+		u64 task = tasks[access[2 * i + 1] >> 1];
+
+		/* One at a time, or they would keep this part's own entries waiting. */
+		if (next < last)
+			__builtin_prefetch(table + pte_index(access[2 * next]));
+		if (!task || !access_once(k, w, task, access[2 * i], access[2 * i + 1] & 1))
+			break;
+	}
+	return i;
+}
+
 /**
  * vk_touch_many - let programs read or write memory
  * @tasks: of each slot the record of its process; 0 = its accesses are Python's
@@ -224,23 +239,15 @@ static int access_once(struct vk *k, struct walk *w, u64 task, u64 address, int 
  */
 u64 vk_touch_many(struct vk *k, const u64 *tasks, const u64 *access, u64 first, u64 end)
 {
-	u64 *ahead[LOOK_AHEAD];
 	struct walk w = {0};
+	struct ahead a;
 	u64 i = first;
 
 	while (i < end) {
-		u64 nr = end - i < LOOK_AHEAD ? end - i : LOOK_AHEAD;
-		int far = nr == LOOK_AHEAD && w.jumps > LOOK_AHEAD / 2;
-
-		if (far)
-			look_ahead(k, tasks, access + 2 * i, ahead);
-		w.jumps = 0;
-		for (u64 j = 0; j < nr; i++, j++) {
-			u64 task = tasks[access[2 * i + 1] >> 1];
-
-			w.ahead = far ? ahead[j] : NULL;
-			if (!task ||
-			    !access_once(k, &w, task, access[2 * i], access[2 * i + 1] & 1))
+		look_ahead(k, tasks, access, i, end, &a);
+		for (unsigned part = 0; part < a.nr; part++) {
+			i = touch_part(k, &w, tasks, access, &a, part);
+			if (i < a.first[part + 1])
 				return i;
 		}
 	}

@@ -22,6 +22,8 @@ u64 table_alloc(struct vk *k, u64 mm, int depth)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])
 		clear_pages(k, pfn, nr);
+	/* It is that already, but a first read would cost the host a fault more. */
+	*table_entry(k, pfn, 0) = 0;
 	k->mm[mm * MM_RECORD + MM_PGTABLES] += nr;
 	k->vmstat[VM_nr_page_table_pages] += nr;
 	k->event[EV_pt_page_alloc * NR_ORDERS] += nr;
@@ -52,6 +54,25 @@ u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
 		table = pte_pfn(*p);
 	}
 	return table_entry(k, table, address >> level_shift[depth] & level_mask[depth]);
+}
+
+/**
+ * pmd_offsets - pmd_offset() of nr addresses, level by level, so that all wait at once for their tables
+ * @mm: of each its mm; 0 = none
+ * @pmd: out: of each the place of its PMD entry; NULL without a table
+ */
+void pmd_offsets(const struct vk *k, unsigned nr, const u64 *mm, const u64 *address, u64 **pmd)
+{
+	for (unsigned i = 0; i < nr; i++)
+		pmd[i] = mm[i] ? table_entry(k, k->mm[mm[i] * MM_RECORD + MM_PGD],
+					     address[i] >> level_shift[0] & level_mask[0])
+			       : NULL;
+	for (int depth = 1; depth < PGTABLE_LEVELS - 1; depth++)
+		for (unsigned i = 0; i < nr; i++)
+			pmd[i] = pmd[i] && *pmd[i] ? table_entry(k, pte_pfn(*pmd[i]),
+								 address[i] >> level_shift[depth] &
+									 level_mask[depth])
+						   : NULL;
 }
 
 /**

@@ -45,6 +45,7 @@ static inline u64 pmd_addr_end(u64 address, u64 end)
 u64 table_alloc(struct vk *k, u64 mm, int depth);
 void free_pgd_range(struct vk *k, u64 mm, u64 address, u64 end, u64 floor, u64 ceiling);
 u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc);
+void pmd_offsets(const struct vk *k, unsigned nr, const u64 *mm, const u64 *address, u64 **pmd);
 void pte_free(struct vk *k, u64 mm, u64 pfn);
 u64 *next_pmd(struct vk *k, u64 mm, u64 *address, u64 end);
 

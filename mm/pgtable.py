@@ -171,6 +171,7 @@ def _table_alloc(k: Arena, mm: int, order: int) -> int:
     nr = 1 << order
     if k.config.phys_backing:  # else only tables are ever written, and a freed table is all none
         k.ops.clear_huge_page(pfn, nr, 0)
+    k.phys[pfn << k.table_shift] = 0  # it is, but a first read would cost the host a fault more
     k.mm[mm * MM_RECORD + MM_PGTABLES] += nr
     k.vmstat[VM_nr_page_table_pages] += nr
     k.event[EV_pt_page_alloc * NR_ORDERS] += nr

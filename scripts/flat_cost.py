@@ -2,12 +2,21 @@
 """
 Measure whether an event costs the same however many there are (``python -m scripts.flat_cost``).
 
-Four sweeps, each on one core and in processor time, the best of some runs:
+Sweeps, each on one core and in processor time, the best of some runs:
 
 ``events``
-    Replays of ever longer traces that do the same over and over, reading included.
+    Replays of ever longer traces that do the same over and over, reading included. A replay that is not
+    timed goes before: the first of a process of Python imports, compiles and warms what all later ones
+    find, once and not for each event.
 ``processes``
-    Replays of one number of events by ever more processes, which take turns.
+    Replays of one number of processes and their events, of which ever more live at a time and take turns of
+    128 events; those that live at a time use ever more memory together. The lines have the same events, but
+    in another order: starting and ending a process costs more than what else it does here, so that few
+    processes that live long are no measure for many that do not.
+``split``
+    The same number of events by ever more processes at a time, but one amount of memory, that of
+    ``processes`` at its most, which they divide: a control for what memory alone does. Starts and ends are
+    as many as processes here. No limit is set for it.
 ``local``, ``random``
     First writes of the same pages, cut into ever more VMAs; in order of address, and in any. One page of
     each VMA is written before, untimed, so that what is done once for a VMA does not count.
@@ -24,7 +33,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +53,10 @@ MEMORY = "MEMORY_MB=16384"
 BASE = 1 << 36
 #: Pages that the processes of the first two sweeps write again and again, 2^11 events a pass.
 PAGES = 2048
-#: Passes that the processes of the second share.
-PASSES = 2000
+#: Passes of each process of the second sweep.
+PASSES = 2
+#: Events that a line of the first replays in each turn at least; a short replay is easily disturbed.
+MANY = 10**6
 #: Most that the dearest line of a sweep may cost against the cheapest; issue 6, acceptance 5.
 LIMITS = {"events": 1.3, "processes": 1.3, "local": 1.3, "random": 2.0}
 
@@ -63,10 +74,28 @@ class Cost(NamedTuple):
     nanoseconds: float
 
 
-def best(runs: int, measure: Callable[[], tuple[int, float]]) -> tuple[int, float]:
-    """Return the events of a run, and the nanoseconds of an event in the quickest of some runs."""
-    found = [measure() for _ in range(runs)]
-    return found[0][0], min(seconds / events for events, seconds in found) * 1e9
+def best(
+    sweep: str,
+    runs: int,
+    lines: Mapping[int, Callable[[], tuple[int, float]]],
+    least: int = 1,
+) -> Iterator[Cost]:
+    """
+    Yield the lines of a sweep, by number, with the nanoseconds of an event in the quickest of some runs.
+
+    All lines are run in turn, so that what else the machine does is no line's alone; a line of fewer events
+    than ``least`` as often in each turn as has so many.
+    """
+    found: dict[int, list[tuple[int, float]]] = {number: [] for number in lines}
+    for _ in range(runs):
+        for number, measure in lines.items():
+            done = 0
+            while done < least:
+                found[number].append(measure())
+                done += found[number][-1][0]
+    for number, each in found.items():
+        quickest = min(seconds / events for events, seconds in each)
+        yield Cost(sweep, number, each[0][0], quickest * 1e9)
 
 
 def booted(kernel: str) -> Machine:
@@ -87,28 +116,36 @@ def replayed(trace: Path, kernel: str) -> tuple[int, float]:
     return reader.num_events, spent
 
 
-def strided(kernel: str, runs: int, processes: int, passes: int) -> tuple[int, float]:
-    """Return events and cost of processes that write PAGES pages in passes, and give them back between."""
+def strided(
+    sweep: str, kernel: str, runs: int, lines: Mapping[int, dict[str, int]], least: int = 1
+) -> Iterator[Cost]:
+    """Yield the lines of a sweep over traces of processes that write pages in passes, by parameters."""
     with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "strided.parquet"
-        words = [f"pages={PAGES}", f"passes={passes}", f"processes={processes}"]
-        generate("strided", trace, parse_parameters("strided", words))
-        return best(runs, lambda: replayed(trace, kernel))
+        measures = {}
+        for number, parameters in lines.items():
+            trace = Path(folder) / f"{sweep}-{number}.parquet"
+            words = [f"{name}={value}" for name, value in parameters.items()]
+            generate("strided", trace, parse_parameters("strided", words))
+            measures[number] = partial(replayed, trace, kernel)
+        yield from best(sweep, runs, measures, least)
 
 
 def events_sweep(kernel: str, runs: int, most: int) -> Iterator[Cost]:
-    """Yield the cost of an event in traces of up to ``most`` events."""
-    for number in EVENTS:
-        if number <= most:
-            repeat = 1 if number > 10**7 else runs
-            yield Cost("events", number, *strided(kernel, repeat, 1, -(-number // PAGES)))
+    """Return the cost of an event in traces of up to ``most`` events."""
+    lines = {n: {"pages": PAGES, "passes": -(-n // PAGES)} for n in EVENTS if n <= most}
+    list(strided("warm-up", kernel, 1, dict(list(lines.items())[:1])))
+    return strided("events", kernel, runs, lines, MANY)
 
 
-def processes_sweep(kernel: str, runs: int, most: int) -> Iterator[Cost]:
-    """Yield the cost of an event of up to ``most`` processes, which share PASSES."""
-    for number in PROCESSES:
-        if number <= most:
-            yield Cost("processes", number, *strided(kernel, runs, number, PASSES // number))
+def processes_sweeps(kernel: str, runs: int, most: int) -> Iterator[Cost]:
+    """Yield the costs of an event of up to ``most`` processes at a time, with ever more memory and not."""
+    numbers = [number for number in PROCESSES if number <= most]
+    top = max(numbers)
+    lines = {n: {"processes": n, "passes": PASSES, "pages": PAGES} for n in numbers}
+    more = {n: line | {"generations": top // n} for n, line in lines.items()}
+    yield from strided("processes", kernel, runs, more)
+    same = {n: line | {"pages": PAGES * top // n} for n, line in lines.items()}
+    yield from strided("split", kernel, runs, same)
 
 
 def written(machine: Machine, pages: npt.NDArray[np.uint64]) -> float:
@@ -174,9 +211,8 @@ def vmas_sweeps(kernel: str, runs: int, most: int, pages: int) -> Iterator[Cost]
         "mmap": lambda n: mappings(kernel, n, pages),
     }
     for sweep, measure in sweeps.items():
-        for number in VMAS:
-            if number <= most:
-                yield Cost(sweep, number, *best(runs, partial(measure, number)))
+        lines = {number: partial(measure, number) for number in VMAS if number <= most}
+        yield from best(sweep, runs, lines)
 
 
 def by_sweep(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
@@ -235,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     costs = [
         *events_sweep(given.kernel, given.runs, given.events),
-        *processes_sweep(given.kernel, given.runs, given.processes),
+        *processes_sweeps(given.kernel, given.runs, given.processes),
         *vmas_sweeps(given.kernel, given.runs, given.vmas, given.pages),
     ]
     print(as_json(costs) if given.json else render(costs))

@@ -37,16 +37,17 @@ def populated(fast):
     return m
 
 
-def everywhere(m, seed, number=4000):
-    """Return accesses of the four processes, most of them where they have memory."""
+def everywhere(m, seed, turn, number=4000):
+    """Return accesses of the four processes, ``turn`` in a mapping, most of them where they have memory."""
     rng = random.Random(seed)
     words = array("Q")
-    for _ in range(number):
-        start, size = rng.choice(PLACES)
+    for at in range(number):
+        if at % turn == 0:
+            start, size = rng.choice(PLACES)
+            slot = rng.choice((0, 0, 0, 0, 1, 1, 1, 2) if rng.randrange(20) else (3, 4))
         address = start + rng.randrange(size)
         if rng.randrange(200) == 0:
             address = rng.choice((0, start - 1, start + size, 1 << 60, (1 << 64) - 1))
-        slot = rng.choice((0, 0, 0, 0, 1, 1, 1, 2) if rng.randrange(20) else (3, 4))
         words.extend((address, slot << 1 | rng.randrange(2)))
     found = Accesses(memoryview(words), 5)
     for slot in range(4):
@@ -54,18 +55,18 @@ def everywhere(m, seed, number=4000):
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_accesses_in_any_order_leave_what_python_leaves(seed):
+@pytest.mark.parametrize(("seed", "turn"), [(0, 1), (1, 1), (2, 3), (3, 33), (4, 70)])
+def test_accesses_in_any_order_leave_what_python_leaves(seed, turn):
     left = []
     for fast in "yn":
         with populated(fast) as m:
-            words = everywhere(m, seed)
+            words = everywhere(m, seed, turn)
             at, ends, number = 0, [], len(words.words) // 2
             while at < number:
                 at, error = m.touch_many(words, at, number)
                 ends.append((at, error))
                 at += 1
-            assert m.minflt(1) > 300 and m.minflt(2) > 300
+            assert m.minflt(1) + m.minflt(2) > 300
             assert (number, 0) == ends[-1] or ends[-1][1]
             assert VM_FAULT_SIGSEGV in {error for _, error in ends}
             left.append((ends, m.digest(), m.events(), m.work(), m.vmstat(), m.refusals()))

@@ -11,7 +11,7 @@ from virtmm.scripts.flat_cost import Cost
 def test_every_sweep_is_measured(monkeypatch, capsys):
     """Each line with as many events as it says; all faults, none in Python but what it cannot do alone."""
     monkeypatch.setattr(flat_cost, "EVENTS", (10**4, 2 * 10**4, 10**9))
-    monkeypatch.setattr(flat_cost, "PASSES", 20)
+    monkeypatch.setattr(flat_cost, "MANY", 10**4)
     most = ["--events", "20000", "--processes", "10", "--vmas", "100", "--pages", "2000"]
     assert flat_cost.main(["--json", "--runs", "1", *most]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -19,17 +19,27 @@ def test_every_sweep_is_measured(monkeypatch, capsys):
     assert counts == {
         "events": [10**4, 2 * 10**4],
         "processes": [1, 10],
+        "split": [1, 10],
         "local": [10, 100],
         "random": [10, 100],
         "mmap": [10, 100],
     }
     events = [c["events"] for sweep in found.values() for c in sweep["costs"]]
-    passes = [5, 10, 20, 2]
-    own = [1, 1, 1, 10]
-    assert events[:4] == [n * (p * 2049 + 4) for n, p in zip(own, passes, strict=True)]
-    assert events[4:] == [10 * 199, 100 * 19] * 2 + [2000, 2000]
+    assert events[:2] == [passes * 2049 + 4 for passes in (5, 10)]
+    assert events[2:6] == [10 * (2 * 2049 + 4)] * 2 + [2 * 20481 + 4, 10 * (2 * 2049 + 4)]
+    assert events[6:] == [10 * 199, 100 * 19] * 2 + [2000, 2000]
     assert all(c["nanoseconds"] > 0 for sweep in found.values() for c in sweep["costs"])
     assert found["random"]["limit"] == 2 and found["mmap"]["limit"] is None
+
+
+def test_the_quickest_run_counts_and_short_lines_run_more_often():
+    left = {1: [(10, 4e-8), (10, 3e-8), (10, 5e-8), (10, 9e-8)], 2: [(20, 4e-8), (20, 8e-8)]}
+    costs = flat_cost.best("s", 2, {n: (lambda n=n: left[n].pop(0)) for n in left}, 20)
+    assert [(c.number, c.events, round(c.nanoseconds, 3)) for c in costs] == [
+        (1, 10, 3.0),
+        (2, 20, 2.0),
+    ]
+    assert left == {1: [], 2: []}
 
 
 def test_the_table_has_ratios_to_the_first_and_between_the_ends():

@@ -584,7 +584,7 @@ def test_generate(virtmm, tmp_path):
     assert (result.exit_code, result.stderr) == (0, f"{path}: 13 events\n")
     refused(virtmm("generate", "strided", "-o", path, "--param", "pges=8"), "no parameter 'pges'")
     refused(virtmm("generate", "spiral", "-o", path), "'spiral' is not one of 'strided'")
-    assert "fork-server: processes=1 children=256" in " ".join(
+    assert "fork-server: processes=1 generations=1 children=256" in " ".join(
         virtmm("generate", "--help").stdout.split()
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from virtmm.accesses import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
     from virtmm.tools.trace.batch import Batch
     from virtmm.tools.trace.schema import Row
@@ -76,7 +79,7 @@ class Events:
             files: of TraceReader.files.
         """
         columns = batch.columns
-        pids, slots = np.unique(columns["pid"], return_inverse=True)
+        pids, slots = _numbered(columns["pid"])
         self.pids: list[int] = pids.tolist()
         self._slots = {pid: slot for slot, pid in enumerate(self.pids)}
         self._first, self._batch = first, batch
@@ -109,6 +112,12 @@ class Events:
         """Return the number in the trace of an event."""
         return self._first + i
 
+    def attend_all(self, tasks: Mapping[int, int], layouts: Mapping[int, int]) -> None:
+        """Say so of all processes, by pid; one that is left out has 0."""
+        for array_of, given in ((self.accesses.tasks, tasks), (self.accesses.layouts, layouts)):
+            if given:
+                array_of[: len(self.pids)] = array("Q", [given.get(pid, 0) for pid in self.pids])
+
     def attend(self, pid: int, task: int, layout: int) -> None:
         """
         Say how the events of a process are to be done from now on; it may have none in the batch.
@@ -121,6 +130,13 @@ class Events:
         if slot is not None:
             self.accesses.tasks[slot] = task
             self.accesses.layouts[slot] = layout
+
+
+def _numbered(values: Array) -> tuple[Array, Array]:
+    """Return np.unique(values, return_inverse=True), sooner where equal values follow one another."""
+    first = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    found, of = np.unique(values[first], return_inverse=True)
+    return found, np.repeat(of, np.diff(first, append=len(values)))
 
 
 def _calls(batch: Batch, slots: Array, page: int) -> Array:

@@ -84,6 +84,8 @@ class Replay:
     _stacks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     _starting: dict[int, int] = field(default_factory=dict)  # exec still maps: the last object
     _files: dict[int, int] = field(default_factory=dict)
+    _tasks: dict[int, int] = field(default_factory=dict)  # by pid, as told to Events.attend()
+    _layouts: dict[int, int] = field(default_factory=dict)
     _events: Events = field(init=False)  # of the batch
 
     def __post_init__(self) -> None:
@@ -126,8 +128,7 @@ class Replay:
             self._events = Events(batch, done, page, len(self.reader.files))
             for index, file in self._files.items():
                 self._events.accesses.files[index] = file
-            for pid in self._events.pids:
-                self._attend(pid)
+            self._events.attend_all(self._tasks, self._layouts)
             self._replay()
             done += len(batch)
             progress(done)
@@ -149,13 +150,19 @@ class Replay:
             )
 
     def _attend(self, pid: int) -> None:
-        """Say in the batch's accesses what a process is to the machine now; 0 = look at each access."""
+        """Note what a process is to the machine from now on; 0 = look at each access."""
         if not self.machine.fast:
             return
         special = pid in self._starting or pid in self._stacks
         task = 0 if special else self.machine.task_record(pid)
         space = self.spaces.get(pid) if task else None
-        self._events.attend(pid, task, space.pieces.moved.where if space else 0)
+        layout = space.pieces.moved.where if space else 0
+        for known, now in ((self._tasks, task), (self._layouts, layout)):
+            if now:
+                known[pid] = now
+            else:
+                known.pop(pid, None)
+        self._events.attend(pid, task, layout)
 
     def _replay(self) -> None:
         """Replay the events of the batch, as many together as can be."""
@@ -383,7 +390,7 @@ class Replay:
         self._check_started(pid, self.machine.exec(pid))
         self._stacks.pop(pid, None)
         self._starting[pid] = 0
-        self.commands[pid] = Path(self.reader.files[event[11]].path).name
+        self.commands[pid] = self.reader.files[event[11]].path.rpartition("/")[2]
         self._execs[pid] = self._execs.get(pid, 0) + 1
         self.programs[pid, self._execs[pid]] = self.commands[pid]
         if self.relayout:

@@ -34,6 +34,7 @@ class Batch:
     def __init__(self, columns: Columns, files: npt.NDArray[Any] | None) -> None:
         self.columns = columns
         self.files = files
+        self._numbers: list[memoryview] = []
 
     def __len__(self) -> int:
         return len(self.columns["kind"])
@@ -51,7 +52,9 @@ class Batch:
 
     def row(self, i: int) -> Row:
         """Return one of the rows as a tuple."""
-        values = [self.columns[name].item(i) for name in _NUMBERS]
+        if not self._numbers:  # one by one, views are quicker than arrays
+            self._numbers = [self.columns[name].data for name in _NUMBERS]
+        values = [column[i] for column in self._numbers]
         values.insert(_FILE, 0 if self.files is None else self.files.item(i))
         return cast("Row", tuple(values))
 

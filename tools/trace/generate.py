@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,8 @@ def arenas(
             )  # fmt: skip
 
 
+#: Of every kind: how many processes run at a time, and how many such sets live one after another.
+COUNTS = ("processes", "generations")
 GENERATORS: dict[str, Callable[..., Iterator[Batch]]] = {
     "strided": strided,
     "sparse": sparse,
@@ -291,9 +294,9 @@ GENERATORS: dict[str, Callable[..., Iterator[Batch]]] = {
 
 
 def parameters(kind: str) -> dict[str, int]:
-    """Return the parameters of a generator, and how many processes of it there are, with defaults."""
+    """Return the parameters of a generator, and those of COUNTS, with defaults."""
     own = inspect.signature(GENERATORS[kind]).parameters
-    return {"processes": 1} | {name: p.default for name, p in own.items() if name != "pid"}
+    return dict.fromkeys(COUNTS, 1) | {name: p.default for name, p in own.items() if name != "pid"}
 
 
 def parse_parameters(kind: str, words: Iterable[str]) -> dict[str, int]:
@@ -345,7 +348,8 @@ def generate(
     Write the trace of a generator.
 
     Args:
-        given: its parameters, all of ``parameters``; ``processes`` run at a time, in turns.
+        given: its parameters, all of ``parameters``; ``processes`` run at a time, in turns, and
+            as many, of the same pids, when they have ended, for ``generations``.
         progress: called after each batch with the events written so far.
 
     Returns:
@@ -354,8 +358,8 @@ def generate(
     Raises:
         TraceError: the file cannot be written, or the memory does not fit below the stack.
     """
-    own = {name: value for name, value in given.items() if name != "processes"}
-    count = given["processes"]
+    own = {name: value for name, value in given.items() if name not in COUNTS}
+    count, generations = (given[name] for name in COUNTS)
     words = " ".join(f"{name}={value}" for name, value in given.items())
     metadata = {
         "page_size": PAGE,
@@ -363,22 +367,23 @@ def generate(
         "recorder": f"virtmm {virtmm.__version__} (generate)",
         "generator": {"kind": kind, "parameters": dict(given)},
         "fault_around_bytes": PAGE,
-        "processes": count,
+        "processes": count * generations,
         "losses": {"events": 0},
     }
     with TraceWriter(output, metadata) as writer:
         held: list[Batch] = []
         rows = 0
-        for batch in _in_turns(
-            _started(pid, GENERATORS[kind](pid, **own)) for pid in range(1, count + 1)
+        for batch in chain.from_iterable(
+            _in_turns(_started(pid, GENERATORS[kind](pid, **own)) for pid in range(1, count + 1))
+            for _ in range(generations)
         ):
             held.append(batch)
             rows += len(batch["kind"])
             if rows >= BATCH_ROWS:
-                _write(writer, held)
-                held, rows = [], 0
+                held = _write(writer, held, BATCH_ROWS)
+                rows = len(held[0]["kind"])
                 progress(writer.num_events)
-        _write(writer, held)
+        _write(writer, held, 1)
         writer.metadata["duration_ns"] = writer.num_events * EVENT_NS
     return writer.num_events
 
@@ -397,15 +402,18 @@ def _in_turns(processes: Iterable[Iterator[Batch]]) -> Iterator[Batch]:
         processes, going = going, []
 
 
-def _write(writer: TraceWriter, batches: list[Batch]) -> None:
-    """Add batches, their events one after the other in time."""
-    if not batches:
-        return
+def _write(writer: TraceWriter, batches: list[Batch], multiple: int) -> list[Batch]:
+    """Add batches, a multiple of so many events, one after the other in time; return the rest as one."""
     columns = {
         name: np.concatenate([b.get(name, np.zeros(len(b["kind"]), np.int64)) for b in batches])
         for name in COLUMNS
     }
-    if int((columns["addr"] + columns["len"]).max()) > STACK_TOP:
+    if int((columns["addr"] + columns["len"]).max(initial=0)) > STACK_TOP:
         raise TraceError("these parameters need more than 192 GiB of addresses; give smaller ones")
-    times = (writer.num_events + np.arange(len(columns["kind"]))) * EVENT_NS
-    writer.append_columns(columns | {"time": times})
+    count = len(columns["kind"]) // multiple * multiple
+    if count:
+        times = (writer.num_events + np.arange(count)) * EVENT_NS
+        writer.append_columns(
+            {name: column[:count] for name, column in columns.items()} | {"time": times}
+        )
+    return [{name: column[count:] for name, column in columns.items()}]

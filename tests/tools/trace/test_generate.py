@@ -148,6 +148,25 @@ def test_many_mappings_and_processes(tmp_path):
     assert order != sorted(order)  # they take turns
 
 
+def test_a_generation_follows_when_one_has_ended(tmp_path):
+    words = ["pages=60", "processes=3"]
+    one = rows(make(tmp_path / "a.parquet", "strided", words))
+    three = rows(make(tmp_path / "b.parquet", "strided", [*words, "generations=3"]))
+    assert [row[1:] for row in three] == 3 * [row[1:] for row in one]
+    with TraceReader(tmp_path / "b.parquet") as reader:
+        assert reader.metadata["processes"] == 9
+
+
+def test_only_the_last_batch_is_short(tmp_path):
+    path = make(tmp_path / "t.parquet", "strided", ["pages=4096", "passes=20", "processes=2"])
+    with TraceReader(path) as reader:
+        assert [len(batch) for batch in reader.batches()] == [
+            BATCH_ROWS,
+            BATCH_ROWS,
+            reader.num_events - 2 * BATCH_ROWS,
+        ]
+
+
 def test_it_tells_how_far_it_is(tmp_path):
     seen, words = [], ["pages=65536", "passes=2", "processes=2"]
     events = generate("strided", tmp_path / "t", parse_parameters("strided", words), seen.append)
@@ -172,7 +191,7 @@ def test_batches_stay_small_however_long_the_trace(kind):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("paegs=3", "no parameter 'paegs'; it has: processes, pages"),
+        ("paegs=3", "no parameter 'paegs'; it has: processes, generations, pages"),
         ("pages", "pages=: not a number"),
         ("pages=0", "pages=0: not a number above 0"),
         ("pages=1k", "pages=1k: not a number"),
