@@ -361,6 +361,20 @@ def test_output_that_fails_at_the_end_leaves_nothing(virtmm, trace, tmp_path, mo
     assert [p.name for p in tmp_path.iterdir()] == [trace.name]
 
 
+def test_a_replay_of_several_batches_ends_well(tmp_path):
+    """Also when Python takes itself apart at its end."""
+    sample = pq.ParquetFile(topdir() / "samples" / "gcc.parquet")
+    whole, path = sample.read(), tmp_path / "gcc.parquet"
+    with pq.ParquetWriter(path, whole.schema) as writer:
+        writer.add_key_value_metadata(sample.metadata.metadata)
+        writer.write_table(whole[:100])
+        writer.write_table(whole[100:])
+    assert pq.ParquetFile(path).num_row_groups == 2
+    process = start("replay", path, "--defconfig", "baseline_4k", "-o", tmp_path / "out")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
 # --- the host -------------------------------------------------------------------------------------
 
 

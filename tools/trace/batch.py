@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +35,7 @@ class Batch:
     def __init__(self, columns: Columns, files: npt.NDArray[Any] | None) -> None:
         self.columns = columns
         self.files = files
-        self._numbers: list[memoryview] = []
+        self._numbers: list[array[int]] = []
 
     def __len__(self) -> int:
         return len(self.columns["kind"])
@@ -52,8 +53,10 @@ class Batch:
 
     def row(self, i: int) -> Row:
         """Return one of the rows as a tuple."""
-        if not self._numbers:  # one by one, views are quicker than arrays
-            self._numbers = [self.columns[name].data for name in _NUMBERS]
+        # One by one, these are quicker than numpy's arrays; views of those crash Python at its exit.
+        if not self._numbers:
+            columns = (self.columns[name] for name in _NUMBERS)
+            self._numbers = [array(c.dtype.char, c.tobytes()) for c in columns]
         values = [column[i] for column in self._numbers]
         values.insert(_FILE, 0 if self.files is None else self.files.item(i))
         return cast("Row", tuple(values))
