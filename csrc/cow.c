@@ -5,6 +5,7 @@
  */
 #include "contpte.h"
 #include "fault.h"
+#include "pgtable.h"
 #include "vma.h"
 
 /**

@@ -121,7 +121,7 @@ static int handle_pte_fault(struct vk *k, struct walk *w, struct fault *f, u64 *
 		if (!table)
 			return 0;
 		if (!*pmd)
-			*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
+			populate(k, pmd, table);
 		w->block = f->address >> PMD_SHIFT;
 		w->table = table_entry(k, table, 0);
 	}
@@ -168,7 +168,7 @@ static int handle_mm_fault(struct vk *k, struct walk *w, u64 task, u64 address, 
 static int write_protected(struct vk *k, struct walk *w, u64 task, u64 address, u64 *place)
 {
 	u64 *vma = vma_lookup(k, w, w->mm, address);
-	int huge = !w->table || place != w->table + pte_index(address);
+	int huge = !w->table;
 	struct fault f;
 
 	if (!vma || (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) != VM_WRITE)
@@ -222,7 +222,7 @@ static u64 touch_part(struct vk *k, struct walk *w, const u64 *tasks, const u64 
 		/* One at a time, or they would keep this part's own entries waiting. */
 		if (next < last)
 			__builtin_prefetch(table + pte_index(access[2 * next]));
-		if (!task || !access_once(k, w, task, access[2 * i], access[2 * i + 1] & 1))
+		if (!access_once(k, w, task, access[2 * i], access[2 * i + 1] & 1))
 			break;
 	}
 	return i;
@@ -243,7 +243,7 @@ u64 vk_touch_many(struct vk *k, const u64 *tasks, const u64 *access, u64 first, 
 	struct ahead a;
 	u64 i = first;
 
-	while (i < end) {
+	while (i < end && tasks[access[2 * i + 1] >> 1]) {
 		look_ahead(k, tasks, access, i, end, &a);
 		for (unsigned part = 0; part < a.nr; part++) {
 			i = touch_part(k, &w, tasks, access, &a, part);
@@ -251,7 +251,7 @@ u64 vk_touch_many(struct vk *k, const u64 *tasks, const u64 *access, u64 first, 
 				return i;
 		}
 	}
-	return end;
+	return i;
 }
 
 /**

@@ -39,11 +39,6 @@ struct fault {
 	u8 why[NR_ORDERS];
 };
 
-static inline u64 pte_index(u64 address)
-{
-	return address >> PAGE_SHIFT & (((u64)1 << PTE_BITS) - 1);
-}
-
 static inline u64 linear_page_index(const struct fault *f)
 {
 	return (f->address >> PAGE_SHIFT) - (f->vma[VMA_START] >> PAGE_SHIFT) + f->vma[VMA_PGOFF];

@@ -4,6 +4,7 @@
  */
 #include "contpte.h"
 #include "fault.h"
+#include "pgtable.h"
 #include "vma.h"
 
 /* Cache a new folio for the pages of a file from index on; 0 = memory is short. */

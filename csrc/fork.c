@@ -140,7 +140,7 @@ static u64 pte_alloc_map(struct vk *k, u64 mm, u64 address)
 
 		if (!table)
 			return 0;
-		*pmd = table << PTE_PFN_SHIFT | PTE_TABLE;
+		populate(k, pmd, table);
 	}
 	return pte_in_table(*pmd, address);
 }

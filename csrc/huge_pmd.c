@@ -97,7 +97,7 @@ void vk_split_huge_pmd(struct vk *k, u64 mm, u64 place)
 	u64 table = pgtable_trans_huge_withdraw(k, mm);
 	u64 first = table << PAGE_WORDS_SHIFT;
 
-	k->phys[place] = table << PTE_PFN_SHIFT | PTE_TABLE;
+	populate(k, k->phys + place, table);
 	k->work[WORK_pte_read]++;
 	k->work[WORK_pte_write] += 2;
 	k->work[WORK_tlbi]++;

@@ -60,7 +60,7 @@ static void cut(const u64 *tasks, const u64 *access, u64 i, u64 end, struct ahea
 		if (a->nr && own_slot == slot && own_block == block &&
 		    i < a->first[a->nr - 1] + LOOK_PART)
 			continue;
-		if (a->nr == LOOK_AHEAD || (a->nr && !tasks[own_slot]))
+		if (a->nr == LOOK_AHEAD || !tasks[own_slot])
 			break;
 		slot = own_slot;
 		block = own_block;
@@ -88,7 +88,7 @@ static void find_entries(struct vk *k, const u64 *mm, const u64 *address, u64 **
 
 /**
  * look_ahead - cut accesses into parts, and where these are LOOK_AHEAD, fetch what each needs first
- * @tasks, @access, @first, @end: as of vk_touch_many(); first is less than end
+ * @tasks, @access, @first, @end: as of vk_touch_many(); the first access is not Python's
  * @a: out
  *
  * What is fetched are the entries of first accesses, all of the first part, and the VMAs of those that will
@@ -120,8 +120,7 @@ void look_ahead(struct vk *k, const u64 *tasks, const u64 *access, u64 first, u6
 						       address[i], mm[i], i};
 	}
 	for (u64 i = first + 1; a->table[0] && i < a->first[1]; i++)
-		__builtin_prefetch(a->table[0] +
-				   (access[2 * i] >> PAGE_SHIFT & (PTRS_PER_PTE - 1)));
+		__builtin_prefetch(a->table[0] + pte_index(access[2 * i]));
 	search_all(search, nr);
 	for (const struct search *s = search; s < search + nr; s++) {
 		u64 start = s->mm * MAX_MAP_COUNT;

@@ -22,8 +22,6 @@ u64 table_alloc(struct vk *k, u64 mm, int depth)
 		return 0;
 	if (k->fault[FAULT_PHYS_BACKING])
 		clear_pages(k, pfn, nr);
-	/* It is that already, but a first read would cost the host a fault more. */
-	*table_entry(k, pfn, 0) = 0;
 	k->mm[mm * MM_RECORD + MM_PGTABLES] += nr;
 	k->vmstat[VM_nr_page_table_pages] += nr;
 	k->event[EV_pt_page_alloc * NR_ORDERS] += nr;
@@ -49,7 +47,7 @@ u64 *pmd_offset(struct vk *k, u64 mm, u64 address, int alloc)
 
 			if (!pfn)
 				return NULL;
-			*p = pfn << PTE_PFN_SHIFT | PTE_TABLE;
+			populate(k, p, pfn);
 		}
 		table = pte_pfn(*p);
 	}

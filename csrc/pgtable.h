@@ -28,10 +28,23 @@ static inline int pmd_trans_huge(u64 pmd)
 	return pmd && is(pmd, PTE_LEAF_MASK, PTE_LEAF_ON);
 }
 
+static inline u64 pte_index(u64 address)
+{
+	return address >> PAGE_SHIFT & (PTRS_PER_PTE - 1);
+}
+
 /* Place of an address's entry in the table that pmd points to. */
 static inline u64 pte_in_table(u64 pmd, u64 address)
 {
-	return (pte_pfn(pmd) << PAGE_WORDS_SHIFT) + (address >> PAGE_SHIFT & (PTRS_PER_PTE - 1));
+	return (pte_pfn(pmd) << PAGE_WORDS_SHIFT) + pte_index(address);
+}
+
+/* Let an entry point to a new table. */
+static inline void populate(struct vk *k, u64 *entry, u64 table)
+{
+	*entry = table << PTE_PFN_SHIFT | PTE_TABLE;
+	/* It is that already, but a first read would cost the host a fault more. */
+	*table_entry(k, table, 0) = 0;
 }
 
 /* End of the part of [address, end) that one PMD entry is for. */

@@ -67,6 +67,7 @@ from .pgtable import (
     pmd_offset,
     pmd_to_pte,
     pmd_trans_huge,
+    populate,
     pte_alloc_one,
     pte_free,
     pte_mkdirty,
@@ -359,7 +360,7 @@ def __split_huge_pmd(k: Arena, vma: int, place: int) -> None:
     pmd = k.phys[place]
     nr = 1 << k.pmd_order
     table = pgtable_trans_huge_withdraw(k, mm)
-    k.phys[place] = table << k.pfn_shift | k.arch.pte.table
+    populate(k, place, table)
     count_work(k, read=1, write=2, tlbi=1)
     first = table << k.table_shift
     entry = pmd_to_pte(k, pmd)

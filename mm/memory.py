@@ -85,6 +85,7 @@ from .pgtable import (
     mk_pte,
     pmd_alloc,
     pmd_trans_huge,
+    populate,
     pte_alloc_one,
     pte_in_table,
     pte_mkdirty,
@@ -441,8 +442,7 @@ def handle_pte_fault(k: Arena, vmf: VmFault, place: int) -> int:
         table = pte_alloc_one(k, vmf.mm)
         if not table:
             return VM_FAULT_OOM
-        pmd = table << k.pfn_shift | k.arch.pte.table
-        k.phys[place] = pmd
+        pmd = populate(k, place, table)
     vmf.pte = pte_in_table(k, pmd, vmf.address)
     vmf.orig_pte = k.phys[vmf.pte]
     if not vmf.orig_pte:

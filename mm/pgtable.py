@@ -171,7 +171,6 @@ def _table_alloc(k: Arena, mm: int, order: int) -> int:
     nr = 1 << order
     if k.config.phys_backing:  # else only tables are ever written, and a freed table is all none
         k.ops.clear_huge_page(pfn, nr, 0)
-    k.phys[pfn << k.table_shift] = 0  # it is, but a first read would cost the host a fault more
     k.mm[mm * MM_RECORD + MM_PGTABLES] += nr
     k.vmstat[VM_nr_page_table_pages] += nr
     k.event[EV_pt_page_alloc * NR_ORDERS] += nr
@@ -224,10 +223,17 @@ def pmd_alloc(k: Arena, mm: int, address: int) -> int:
             pfn = _table_alloc(k, mm, k.order_below[shift])
             if not pfn:
                 return 0
-            entry = pfn << k.pfn_shift | k.arch.pte.table
-            phys[place] = entry
+            entry = populate(k, place, pfn)
         table = (entry & k.pfn_mask) >> k.pfn_shift
     return (table << table_shift) + (address >> k.pmd_shift & k.pmd_mask)
+
+
+def populate(k: Arena, place: int, table: int) -> int:
+    """Let an entry point to a new table; return the entry."""
+    entry = table << k.pfn_shift | k.arch.pte.table
+    k.phys[place] = entry
+    k.phys[table << k.table_shift] = 0  # it is, but a first read would cost the host a fault more
+    return entry
 
 
 def pmd_trans_huge(k: Arena, pmd: int) -> bool:
@@ -273,8 +279,7 @@ def pte_alloc_map(k: Arena, mm: int, address: int) -> int:
         pfn = pte_alloc_one(k, mm)
         if not pfn:
             return 0
-        pmd = pfn << k.pfn_shift | k.arch.pte.table
-        k.phys[place] = pmd
+        pmd = populate(k, place, pfn)
     elif pmd_trans_huge(k, pmd):
         return 0
     return pte_in_table(k, pmd, address)

@@ -71,3 +71,22 @@ def test_accesses_in_any_order_leave_what_python_leaves(seed, turn):
             assert VM_FAULT_SIGSEGV in {error for _, error in ends}
             left.append((ends, m.digest(), m.events(), m.work(), m.vmstat(), m.refusals()))
     assert left[0] == left[1]
+
+
+def test_a_huge_entry_is_of_the_process_whose_access_it_was():
+    """One has a huge page where the other has only a mapping: the other faults where the first may write."""
+    faults = []
+    for fast in "yn":
+        sets = ["MEMORY_MB=256", f"FAST_FAULT={fast}"]
+        with Machine(resolve("arm64", "linux-7.3", sets=sets), ["enabled=always"]) as m:
+            for pid in (1, 2):
+                m.spawn(pid)
+                assert m.mmap(pid, BASE, 2 * MIB) == 0
+            assert m.touch(1, BASE, True) == 0
+            words = array("Q", [BASE, 1, BASE, 2, BASE, 3])
+            found = Accesses(memoryview(words), 2)
+            for slot in (0, 1):
+                found.tasks[slot] = m.task_record(slot + 1)
+            assert m.touch_many(found, 0, 3) == (3, 0)
+            faults.append((m.minflt(1), m.minflt(2)))
+    assert faults == [(1, 2)] * 2

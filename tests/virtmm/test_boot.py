@@ -84,6 +84,20 @@ def test_a_page_table_costs_the_host_one_fault():
         assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < tables * 3 // 2
 
 
+def test_a_huge_page_costs_the_host_no_table():
+    """The one in reserve for when it is split is not touched before."""
+    huge = 500
+    with Machine(resolve("arm64", "linux-7.3", sets=["MEMORY_MB=2048"]), ["enabled=always"]) as m:
+        m.spawn(1)
+        assert m.mmap(1, BASE, 2 * huge << 20) == 0
+        assert m.touch(1, BASE, True) == 0
+        before = _resident()
+        for i in range(1, huge):
+            assert m.touch(1, BASE + (2 * i << 20), True) == 0
+        assert m.minflt(1) == huge
+        assert _resident() - before < huge * (512 * 32 + 2048)
+
+
 def test_metadata_is_at_most_forty_bytes_a_page():
     """What grows with memory, beside the pages themselves, and an entry in a full page table."""
     counted = [a for a in layout.ARRAYS if a.count == "nr_pages" and a.name != "phys"]
