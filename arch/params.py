@@ -55,9 +55,8 @@ _shown.maxstring = _shown.maxother = _shown.maxlong = _MOST // 2
 
 def one_line(text: str) -> str:
     """Return a text as messages show it: one printable line, and no endless one."""
-    if len(text) > _MOST:
-        text = f"{text[: _MOST - _END]} ... {text[-_END:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return line if len(line) <= _MOST else f"{line[: _MOST - _END]} ... {line[-_END:]}"
 
 
 class ArchError(Exception):
@@ -404,7 +403,8 @@ class ArchParams:
 
     def __post_init__(self) -> None:
         """Check every field; raises ArchError with field and value."""
-        _check_types(f"{self.name}", self)
+        _check_type("ARCH.name", self.name, str)
+        _check_types(one_line(self.name), self)
         for word in ("name", "machine", "kconfig_symbol"):
             value = getattr(self, word)
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):

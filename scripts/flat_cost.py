@@ -51,9 +51,9 @@ from virtmm.machine import Machine
 ARCH = default_arch()
 MEMORY = "MEMORY_MB=16384"
 BASE = 1 << 36
-#: Pages that the processes of the first two sweeps write again and again, 2^11 events a pass.
+#: Pages that a process of the first sweeps writes again and again, 2^11 events a pass.
 PAGES = 2048
-#: Passes of each process of the second sweep.
+#: Passes of each process of the second and third sweep.
 PASSES = 2
 #: Events that a line of the first replays in each turn at least; a short replay is easily disturbed.
 MANY = 10**6
@@ -140,7 +140,7 @@ def events_sweep(kernel: str, runs: int, most: int) -> Iterator[Cost]:
 def processes_sweeps(kernel: str, runs: int, most: int) -> Iterator[Cost]:
     """Yield the costs of an event of up to ``most`` processes at a time, with ever more memory and not."""
     numbers = [number for number in PROCESSES if number <= most]
-    top = max(numbers)
+    top = max(numbers, default=1)
     lines = {n: {"processes": n, "passes": PASSES, "pages": PAGES} for n in numbers}
     more = {n: line | {"generations": top // n} for n, line in lines.items()}
     yield from strided("processes", kernel, runs, more)

@@ -44,7 +44,7 @@ ERRORS = (
     TraceError,
     WorkerError,
 )
-# Why standard output takes nothing more. Who writes another file looks at that there.
+# Why standard output takes nothing more. Who writes another file tells that there.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 

@@ -409,13 +409,18 @@ def _message(text: str, folder: tuple[str, str]) -> str:
 
 def config_text(kconf: _Kconfig, minimal: bool = False) -> str:
     """Return the .config of a tree, or its minimal form: only what is not a default."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config"
-        if minimal:
-            kconf.write_min_config(str(path), header="")
-        else:
-            kconf.write_config(str(path))
-        return path.read_text(encoding="utf-8")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config"
+            if minimal:
+                kconf.write_min_config(str(path), header="")
+            else:
+                kconf.write_config(str(path))
+            return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(
+            f"{tempfile.gettempdir()}: cannot write: {e.strerror}; set TMPDIR to a folder with room"
+        ) from None
 
 
 def _values(kconf: _Kconfig) -> dict[str, bool | int | str]:

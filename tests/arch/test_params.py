@@ -206,7 +206,7 @@ def test_names_are_strings():
         assert refusal(**{name: 5}) == f"x86.{name}: 5 is not a string"
     assert refusal(sources={5: "x"}) == "x86.sources, a key: 5 is not a string"
     assert refusal(sources={"pte": 5}) == "x86.sources['pte']: 5 is not a string"
-    assert refusal(name=None) == "None.name: None is not a string"
+    assert refusal(name=None) == "ARCH.name: None is not a string"
     assert refusal(sources=5) == "x86.sources: 5 is not a dict, field to source"
     with pytest.raises(ArchError, match=r"^x86.pte: None is not a PteFormat$"):
         dataclasses.replace(GOOD, pte=None)

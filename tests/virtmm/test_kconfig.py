@@ -4,6 +4,7 @@
 import os
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -448,3 +449,13 @@ def test_several_architectures_in_one_process():
     before = resolve("arm64")
     assert resolve("x86")["X86_64"] is True
     assert resolve("arm64") == before
+
+
+def test_no_room_for_temporary_files(tmp_path, monkeypatch):
+    """Kconfig writes .config to a file, which is read back."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ConfigError) as e:
+        config_text(open_kconfig("arm64"))
+    assert str(e.value) == (
+        f"{tmp_path}/gone: cannot write: No such file or directory; set TMPDIR to a folder with room"
+    )
