@@ -118,14 +118,14 @@ def missing(s: Subject) -> dict[str, str]:
 
 
 def arch_check(
-    name: str, arch_dir: Path | None = None, costs: Callable[[Path], str] | None = None
+    name: str, arch_dir: Path | None = None, costs: Callable[[Subject], str] | None = None
 ) -> Iterator[Outcome]:
     """
     Yield the outcome of each check, then the tiers reached; what no kernel boots with ends at once.
 
     Args:
-        costs: reads costs.csv of a folder and says what it has; ArchError when it is wrong. Without it
-            nobody looks at the file.
+        costs: reads costs.csv of an architecture and says what it has; ArchError when it is wrong, or
+            a kernel finds no prices. Without it nobody looks at the file.
 
     Raises:
         ArchError: there is no such architecture, and so nothing to check.
@@ -141,18 +141,19 @@ def arch_check(
         return
     checks = list(CHECKS)
     if costs is not None:
-        read = costs
-        checks.append(("costs", "costs", lambda s: read(s.folder)))
+        checks.append(("costs", "costs", costs))
     without, failed = missing(s), set[str]()
     for check, tier, call in checks:
-        if tier in without:
-            yield Outcome(check, "skipped", f"tier {tier}: {without[tier]}")
-            continue
+        why = without.get(tier)
         try:
-            yield Outcome(check, "ok", call(s))
+            # Without a table of their own its kernels use another's.
+            found = call(s) if why is None or tier == "costs" else ""
         except Exception as e:  # a wrong entry format can make any of mm/ fail
             failed.add(tier)
             yield Outcome(check, "FAILED", _said(e))
+        else:
+            ok = Outcome(check, "ok", found)
+            yield ok if why is None else Outcome(check, "skipped", f"tier {tier}: {why}")
     yield _reached(without, failed)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The conformance suite passes for every architecture, and refuses wrong ports by field and value."""
 
+import shutil
+
 import pytest
 from virtmm.arch import names
 from virtmm.arch.params import ArchError
@@ -9,7 +11,7 @@ from virtmm.mm.debug_vm import VmBug
 from virtmm.mm.ranges import PyRanges
 from virtmm.tools.report.cost import COLUMNS, cost_tables
 
-from virtmm import boot, check_running, machine
+from virtmm import boot, check_running, machine, topdir
 from virtmm.arch_check import CHECKS, TIERS, arch_check
 from virtmm.kconfig import ConfigError, resolve
 from virtmm.machine import Machine
@@ -441,9 +443,18 @@ def test_costs_are_read(folder):
     *_, last = arch_check("foo", folder, cost_tables)
     assert last.text == "geometry, THP, contiguous; no costs (FAILED above)"
     costs.write_text(f"{','.join(COLUMNS)}\n6.12,8192,fork,,1000,made up\n")
+    message = "foo/costs.csv: 6.12 8K: no anon_fault; make it anew by scripts/make_costs.py"
+    assert failure(folder) == ("costs", message)
+    shutil.copy(topdir() / "arch" / "x86" / "costs.csv", costs)
     outcomes = {o.check: o for o in arch_check("foo", folder, cost_tables)}
-    assert outcomes["costs"] == ("costs", "ok", "6.12 8K")
+    assert outcomes["costs"] == ("costs", "ok", "6.12 4K, 7.3 4K")
     assert outcomes["tiers"].text == ", ".join(TIERS)
+
+
+def test_each_kernel_finds_prices(folder):
+    """Those of another architecture, too: what no command would replay is refused."""
+    edit(folder, "configs/defconfig", "MADVISE=y", 'MADVISE=y\nCONFIG_COST_RELEASE="six"')
+    assert failure(folder) == ("costs", "COST_RELEASE='six': not of the form 6.12")
 
 
 def test_nothing_to_check(tmp_path):

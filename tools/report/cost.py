@@ -15,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from virtmm import topdir
 from virtmm.kconfig import ArchError, default_arch, shown
+
+if TYPE_CHECKING:
+    from virtmm.subject import Subject
 
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 COMPONENT = "component:"
@@ -50,6 +54,8 @@ PAGE_SIZES = tuple(1 << shift for shift in range(12, 17))
 _GROUP_OF = {event: group for group, events in GROUPS.items() for event in events}
 # What a table may have: the rest is parts of prices.
 _EVENTS = {*_GROUP_OF, "clear_page", "copy_page"}
+# A correction of another event's price may be below 0.
+_CORRECTION = "mmap_merge"
 
 # Faults that allocate anonymous folios: each is freed once, by who drops the last reference.
 _ALLOCATE = ("anon_fault", "wp_copy", "wp_zero", "file_write_fault")
@@ -183,15 +189,18 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
     return CostTable(name, MappingProxyType(plain), tuple(simplified))
 
 
-def cost_tables(folder: Path) -> str:
+def cost_tables(s: Subject) -> str:
     """
-    Return which tables an architecture has, "6.12 4K, 6.12 16K".
+    Return which tables an architecture has, "6.12 4K, 6.12 16K"; "" = none, another's are used.
 
     Raises:
-        ArchError: its costs.csv is malformed.
+        ArchError: its costs.csv is malformed, or a kernel of it finds no prices.
     """
+    path = s.folder / "costs.csv"
     try:
-        tables = _read(folder / "costs.csv")
+        tables = _read(path) if path.exists() else {}
+        for config in s.kernels.values():
+            load_costs(s.folder, 1 << int(config["PAGE_SHIFT"]), str(config["COST_RELEASE"]))
     except CostError as e:
         raise ArchError(str(e)) from None
     return ", ".join(f"{release} {_kib(size)}" for release, size in tables)
@@ -232,7 +241,10 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
                 event.removeprefix(COMPONENT) not in _EVENTS,
                 f"event: {event} is none that is counted",
             ),
-            (not math.isfinite(value), f"instructions: {instructions} is no price"),
+            (
+                not math.isfinite(value) or (value < 0 and event != _CORRECTION),
+                f"instructions: {instructions} is no price",
+            ),
             (key in event_prices, f"{event}: a second price"),
             (not source, "source: not given; say which measurement"),
         ):
@@ -241,7 +253,12 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
         event_prices[key] = value
     if not tables:
         raise CostError(f"{shown(path)}: the cost table is empty; make it by scripts/make_costs.py")
-    for (_, page_size), prices in tables.items():
+    for (release, page_size), prices in tables.items():
+        if lacking := [event for event in _GROUP_OF if event not in prices]:
+            raise CostError(
+                f"{shown(path)}: {release} {_kib(page_size)}: no {lacking[0]}; "
+                "make it anew by scripts/make_costs.py"
+            )
         _check_orders(path, _pmd_order(page_size), prices)
     return tables
 

@@ -379,7 +379,11 @@ HEADER = ",".join(COLUMNS) + "\n"
         (HEADER + "6.12,0,fork,,1,x\n", r":2: page_size: 0 is not bytes"),
         (HEADER + "6.12,4096,forkk,,1,x\n", r":2: event: forkk is none that is counted$"),
         (HEADER + "6.12,4096,fork,,1,\n", r":2: source: not given; say which measurement$"),
-        (HEADER + "6.12,4096,anon_fault,0,1,x\n", r": anon_fault: needs one price, or orders 0 to"),
+        (HEADER + "6.12,4096,fork,,-1,x\n", r":2: instructions: -1 is no price$"),
+        (
+            HEADER + "6.12,8192,anon_fault,,1,x\n",
+            r": 6\.12 8K: no zero_page_fault; make it anew by scripts/make_costs\.py$",
+        ),
         (b"\xff\xfe\x00", r": cannot read the cost table"),
     ],
 )
@@ -390,6 +394,30 @@ def test_broken_tables_are_one_clear_line(tmp_path, text, message):
     with pytest.raises(CostError, match=message) as e:
         load_costs(folder, 4096, "6.12")
     assert "\n" not in str(e.value)
+
+
+def copy_of(folder, arch, wanted):
+    """Write the rows of a table that are wanted into a folder."""
+    with (ARCH / arch / "costs.csv").open(newline="") as f:
+        rows = [row for row in csv.DictReader(f) if wanted(row)]
+    folder.mkdir(exist_ok=True)
+    with (folder / "costs.csv").open("w", newline="") as f:
+        out = csv.DictWriter(f, COLUMNS)
+        out.writeheader()
+        out.writerows(rows)
+
+
+@pytest.mark.parametrize("event", ["zap_none", "anon_fault"])
+def test_a_table_has_every_event(tmp_path, event):
+    copy_of(tmp_path / "foo", "x86", lambda row: row["event"] != event)
+    with pytest.raises(CostError, match=rf": 6\.12 4K: no {event}; make it anew by scripts/"):
+        load_costs(tmp_path / "foo", 4096, "6.12")
+
+
+def test_a_table_has_every_order(tmp_path):
+    copy_of(tmp_path / "foo", "x86", lambda row: (row["event"], row["order"]) != ("wp_copy", "3"))
+    with pytest.raises(CostError, match=r"costs\.csv: wp_copy: needs one price, or orders 0 to 9"):
+        load_costs(tmp_path / "foo", 4096, "6.12")
 
 
 def test_each_price_says_where_it_comes_from():
