@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 COMPONENT = "component:"
-ENTRY_BYTES = 8
 
 # Events that count pages; the other by-order events count folios (or faults, which is the same).
 PER_PAGE = frozenset({"zap_anon", "fork_anon", "mprotect_anon"})
+BY_ORDER = PER_PAGE | {"anon_fault", "wp_copy", "wp_zero", "anon_free"}
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -146,7 +146,7 @@ def _allocated(counts: Mapping[str, Mapping[int | None, int]]) -> dict[int | Non
     return folios
 
 
-def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
+def load_costs(folder: Path, page_size: int, release: str, pmd_order: int) -> CostTable:
     """
     Return the prices for one machine, or the nearest there are.
 
@@ -154,20 +154,24 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
         folder: arch/<arch>; its costs.csv may be absent.
         page_size: base page in bytes.
         release: kernel release, e.g. "6.12".
+        pmd_order: of a huge page, at least 2.
 
     SIMPLIFIED: in this order, an architecture without a table uses the reference architecture's; a
     release without one uses the next older that has, else the oldest; a page size without one uses
-    the nearest (by ratio; of two equally near the smaller), see _rescale().
+    the nearest (by ratio; of two equally near the smaller), see _rescale(); so does a page table whose
+    huge pages are not the table's.
 
     Raises:
-        CostError: no table at all, a malformed one, or a page size or release that is none.
+        CostError: no table at all, a malformed one, its own one is of other huge pages, or a page size
+            or release that is none.
     """
     if page_size < 1 << 10 or page_size & (page_size - 1):
         raise CostError(f"page size {page_size}: not a power of two of at least 1024 bytes")
     wanted = _release_key(release)
     simplified = []
     path = folder / "costs.csv"
-    if not path.exists():
+    own = path.exists()
+    if not own:
         reference = default_arch()
         path = topdir() / "arch" / reference / "costs.csv"
         simplified.append(f"{folder.name} has no cost table: {reference}'s is used")
@@ -181,10 +185,19 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
     size = min(sizes, key=lambda p: (abs(math.log2(p / page_size)), p))
     prices = tables[used, size]
     name = f"{path.parent.name} {_kib(size)} {used}"
+    top = max(_orders(prices))
+    if own and size == page_size and top != pmd_order:
+        raise CostError(
+            f"{shown(path)}: {used} {_kib(size)}: orders 0 to {top}, its huge pages have order "
+            f"{pmd_order}; make it anew by scripts/make_costs.py"
+        )
+    if size != page_size or top != pmd_order:
+        prices = _rescale(prices, size, page_size, pmd_order)
     if size != page_size:
-        prices = _rescale(prices, size, page_size)
         name += f" scaled to {_kib(page_size)}"
         simplified.append(f"no cost table for {_kib(page_size)} pages: {_kib(size)}'s is rescaled")
+    if pmd_order - top != math.log2(page_size / size):
+        simplified.append(f"no cost table for huge pages of order {pmd_order}: {top}'s is rescaled")
     plain = {e: MappingProxyType(o) for e, o in prices.items() if not e.startswith(COMPONENT)}
     return CostTable(name, MappingProxyType(plain), tuple(simplified))
 
@@ -200,7 +213,9 @@ def cost_tables(s: Subject) -> str:
     try:
         tables = _read(path) if path.exists() else {}
         for config in s.kernels.values():
-            load_costs(s.folder, 1 << int(config["PAGE_SHIFT"]), str(config["COST_RELEASE"]))
+            g = s.arch.geometry(int(config["PAGE_SHIFT"]))
+            release = str(config["COST_RELEASE"])
+            load_costs(s.folder, 1 << g.page_shift, release, g.pmd_order)
     except CostError as e:
         raise ArchError(str(e)) from None
     return ", ".join(f"{release} {_kib(size)}" for release, size in tables)
@@ -259,31 +274,36 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
                 f"{shown(path)}: {release} {_kib(page_size)}: no {lacking[0]}; "
                 "make it anew by scripts/make_costs.py"
             )
-        _check_orders(path, _pmd_order(page_size), prices)
+        _check_orders(path, prices)
     return tables
 
 
-def _check_orders(path: Path, pmd_order: int, prices: Prices) -> None:
-    """Raise CostError unless each by-order event has orders 0 ... pmd_order and nothing else."""
+def _orders(prices: Prices) -> set[int]:
+    """Return the orders that some event has."""
+    return {o for by_order in prices.values() for o in by_order if o is not None}
+
+
+def _check_orders(path: Path, prices: Prices) -> None:
+    """Raise CostError unless each by-order event has orders 0 ... the PMD's and no other has any."""
+    pmd_order = max({2} | _orders(prices))
     for event, by_order in prices.items():
-        if set(by_order) not in ({None}, set(range(pmd_order + 1))):
-            raise CostError(f"{shown(path)}: {event}: needs one price, or orders 0 to {pmd_order}")
+        if event.removeprefix(COMPONENT) in BY_ORDER:
+            if set(by_order) != set(range(pmd_order + 1)):
+                raise CostError(f"{shown(path)}: {event}: needs orders 0 to {pmd_order}")
+        elif set(by_order) != {None}:
+            raise CostError(f"{shown(path)}: {event}: needs one price, of no order")
 
 
-def _pmd_order(page_size: int) -> int:
-    """Return the order of a folio that fills one page table's range."""
-    return (page_size // ENTRY_BYTES).bit_length() - 1
-
-
-def _rescale(prices: Prices, size: int, target: int) -> Prices:
+def _rescale(prices: Prices, size: int, target: int, top: int) -> Prices:
     """
     Return prices of a base page of ``size`` bytes as they would be for ``target`` bytes.
+
+    ``top`` is the order of huge pages there.
 
     What an event spends on clearing and copying (its ``component:`` row) grows with the page; the
     rest stays. A page table's scan is counted by entries (zap_none), so it grows by itself.
     SIMPLIFIED: the step down at contiguous PTEs stays at the order where the source has it.
     """
-    top = _pmd_order(target)
     scaled: Prices = {}
     for event, by_order in prices.items():
         if event.startswith(COMPONENT):
@@ -311,8 +331,9 @@ def _reorder(values: dict[int, float], top: int, per_page: bool) -> dict[int, fl
     (each page is cleared or freed).
     """
     pmd = max(values)
-    low, high = 1 << 2, 1 << (pmd - 1)
-    at_low, at_high = values[2], values[pmd - 1]
+    start = min(2, pmd - 2)
+    low, high = 1 << start, 1 << (pmd - 1)
+    at_low, at_high = values[start], values[pmd - 1]
     if per_page:
         at_low, at_high = at_low * low, at_high * high
     slope = (at_high - at_low) / (high - low)
