@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtmm.arch import arch_folder, load_arch
+from virtmm.arch import arch_folder, load_arch, loadable
 from virtmm.arch.params import ArchError
 from virtmm.boot import BootError
 from virtmm.check_entries import (
@@ -42,13 +42,28 @@ class Outcome(NamedTuple):
 
 
 def check_fields(s: Subject) -> str:
-    """Sources are given; the checks of the contract itself were made when it was loaded."""
+    """
+    Sources are given, and nothing is claimed that is another's in the tree.
+
+    The checks of the contract itself were made when it was loaded.
+    """
     for field in ("geometries", "pte"):
         where = f"{s.arch.name}.sources[{field!r}]"
         text = str(s.arch.sources.get(field, "")).strip()
         step = "name the manual, and the file and release of Linux"
         want(bool(text), f"{where}: not given; {step}")
         want(_UNFILLED not in text, f"{where}: {text!r}; {step}")
+    for other in loadable() if s.in_tree else ():
+        if other.name == s.arch.name:
+            continue
+        want(
+            not (other.reference and s.arch.reference),
+            f"{s.arch.name}.reference: {other.name} is it already; leave it out",
+        )
+        want(
+            other.machine != s.arch.machine,
+            f"{s.arch.name}.machine: {other.machine} is {other.name}; give what uname -m says there",
+        )
     shifts = [g.page_shift for g in s.arch.geometries]
     return ", ".join(f"{1 << shift >> 10}K pages" for shift in shifts)
 

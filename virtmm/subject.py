@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from virtmm import topdir
 from virtmm.arch import arch_folder, load_arch
 from virtmm.boot import check_settings
 from virtmm.golden_traces import GoldenError, golden_traces, replay_golden
@@ -46,6 +47,8 @@ class Subject:
 
     def __init__(self, name: str, arch_dir: Path | None = None) -> None:
         self.folder = arch_folder(name, arch_dir)
+        #: Whether commands find it without being told the folder.
+        self.in_tree = self.folder.resolve().parent == topdir() / "arch"
         self.arch: ArchParams = load_arch(name, arch_dir)
         self.kernels: dict[str, ResolvedConfig] = {}
         for kernel in ("defconfig", *defconfigs(name, arch_dir)):

@@ -2,6 +2,7 @@
 """The conformance suite passes for every architecture, and refuses wrong ports by field and value."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from virtmm.arch import names
@@ -12,10 +13,11 @@ from virtmm.mm.ranges import PyRanges
 from virtmm.tools.report.cost import COLUMNS, cost_tables
 
 from virtmm import boot, check_running, machine, topdir
-from virtmm.arch_check import CHECKS, TIERS, arch_check
+from virtmm.arch_check import CHECKS, TIERS, arch_check, check_fields
 from virtmm.kconfig import ConfigError, resolve
 from virtmm.machine import Machine
 from virtmm.new_arch import new_arch, parse_shape
+from virtmm.subject import CheckError, Subject
 
 
 @pytest.mark.parametrize("arch", names())
@@ -198,6 +200,28 @@ def test_a_folder_of_any_name(tmp_path, monkeypatch, place):
     assert check == "kconfig"
     assert text.endswith("foo/Kconfig:3: NOSUCH is defined nowhere; define it, or do without")
     assert "/../" not in text
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"reference": True}, "alpha.reference: arm64 is it already; leave it out"),
+        ({"machine": "x86_64"}, "alpha.machine: x86_64 is x86; give what uname -m says there"),
+    ],
+)
+def test_what_is_anothers_in_the_tree(field, message):
+    """Commands would take the new one where none is named, or on that machine."""
+    s = Subject("alpha")
+    check_fields(s)
+    s.arch = replace(s.arch, **field)
+    with pytest.raises(CheckError) as e:
+        check_fields(s)
+    assert str(e.value) == message
+
+
+def test_a_copy_outside_the_tree_may_claim_it(tmp_path):
+    folder = shutil.copytree(topdir() / "arch" / "arm64", tmp_path / "arm64")
+    check_fields(Subject("arm64", folder))
 
 
 def test_kernels_are_files(folder):
