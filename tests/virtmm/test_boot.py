@@ -104,6 +104,31 @@ def test_an_order_that_no_free_list_has(tmp_path, order):
     )
 
 
+@pytest.mark.parametrize("order", [-1, 11, 40])
+@pytest.mark.parametrize(
+    ("symbol", "default"),
+    [
+        ("ARCH_EXEC_FOLIO_ORDER", "default 4"),
+        ("ARCH_LARGE_ANON_FOLIO_NOTHP_ORDER_MAX", "default 4 if ARM64_4K_PAGES"),
+        ("ARCH_LARGE_ANON_FOLIO_THP_ORDER_MAX", "default 4 if ARM64_4K_PAGES"),
+    ],
+)
+def test_a_folio_that_no_block_holds(tmp_path, symbol, default, order):
+    folder = tmp_path / "arm64"
+    shutil.copytree(topdir() / "arch" / "arm64", folder)
+    text = (folder / "Kconfig").read_text()
+    before, after = text.split(f"config {symbol}\n")
+    assert default in after
+    after = after.replace(default, f"default {order}", 1)
+    (folder / "Kconfig").write_text(f"{before}config {symbol}\n{after}")
+    with pytest.raises(ArchError) as e:
+        check_settings(resolve("arm64", arch_dir=folder), [])
+    assert str(e.value) == (
+        f"arm64: {symbol}={order}, the buddy allocator has orders 0 to 10 here "
+        "(ARCH_FORCE_MAX_ORDER); change its default in Kconfig"
+    )
+
+
 def _in_use(m):
     """Return the pages of a machine's memory that hold something."""
     return sum(m.memory()[name] for name in ("anon", "page_tables")) // m.page_size
