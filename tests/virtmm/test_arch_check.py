@@ -278,20 +278,40 @@ def test_every_way_to_use_blocks_is_looked_at(folder, monkeypatch):
     assert {"FOO_SECOND"} in seen and {"FOO_CONTPTE"} in seen
 
 
-def test_a_block_that_no_kernel_folds(folder):
-    """Kernels with huge pages have another page size than the one with contiguous entries."""
+def add_4k(folder, cont, kernel):
+    """Give the architecture 4K pages, too, and one kernel of them."""
     levels = ", ".join(f'Level("{name}", 9)' for name in ("pgd", "pmd", "pte"))
-    edit(folder, "arch.py", "geometries=(", f"geometries=(Geometry(12, ({levels}), 39, 4), ")
+    edit(folder, "arch.py", "geometries=(", f"geometries=(Geometry(12, ({levels}), 39, {cont}), ")
     edit(folder, "Kconfig", "default 13", "default 12 if FOO_4K\n\tdefault 13")
     (folder / "Kconfig").write_text(
         (folder / "Kconfig").read_text() + '\nconfig FOO_4K\n\tbool "4K"\n\thelp\n\t  4K.\n'
     )
-    (folder / "configs" / "baseline_4k_defconfig").write_text("CONFIG_FOO_4K=y\n")
+    (folder / "configs" / "baseline_4k_defconfig").write_text(f"CONFIG_FOO_4K=y\n{kernel}")
+
+
+def test_a_block_that_no_kernel_folds(folder):
+    """Kernels with huge pages have another page size than the one with contiguous entries."""
+    add_4k(folder, 4, "")
     check, text = failure(folder)
     assert check == "contiguous"
-    assert text.startswith(
-        "geometries[12].cont_order: 4, and no kernel of that page size has TRANSP"
+    assert text == (
+        "geometries[12].cont_order: 4, and no kernel of that page size has TRANSPARENT_HUGEPAGE=y and "
+        "can have FOO_CONTPTE=y, so that no block is ever folded; give it one"
     )
+
+
+def test_a_page_size_without_blocks(folder):
+    """Kconfig does not offer them there, and that is no mistake."""
+    edit(
+        folder,
+        "Kconfig",
+        "depends on TRANSPARENT_HUGEPAGE",
+        "depends on TRANSPARENT_HUGEPAGE && !FOO_4K",
+    )
+    add_4k(folder, 0, "CONFIG_TRANSPARENT_HUGEPAGE=y\n")
+    outcomes = {o.check: o for o in arch_check("foo", folder, cost_tables)}
+    assert [o for o in outcomes.values() if o.status == "FAILED"] == []
+    assert outcomes["contiguous"].text == "blocks of 32 entries"
 
 
 def test_a_huge_page_that_no_block_holds_is_refused_at_boot(tmp_path):
