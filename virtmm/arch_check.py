@@ -73,7 +73,10 @@ def check_kconfig(s: Subject) -> str:
     for g in s.arch.geometries:
         name = f"baseline_{1 << g.page_shift >> 10}k"
         where = shown(s.folder / "configs" / f"{name}_defconfig")
-        want(name in s.kernels, f"{where}: missing; each page size of geometries has one")
+        other = "".join(
+            f" ({k}_defconfig is there: a small k)" for k in s.kernels if k.lower() == name
+        )
+        want(name in s.kernels, f"{where}: missing; each page size of geometries has one{other}")
         shift = s.kernels[name]["PAGE_SHIFT"]
         want(
             shift == g.page_shift,
@@ -175,7 +178,8 @@ def arch_check(
 def _said(e: Exception) -> str:
     """Return an exception as one line; one that is no message of ours by its type too."""
     if isinstance(e, ArchError | BootError | BuildError | CheckError | ConfigError):
-        return one_line(str(e.args[0]))
+        more = f" (and {len(e.args) - 1} more)" if len(e.args) > 1 else ""
+        return one_line(str(e.args[0])) + more
     return one_line(f"{type(e).__name__}: {e}; look at the bits of pte")
 
 
@@ -185,4 +189,5 @@ def _reached(without: dict[str, str], failed: set[str]) -> Outcome:
     if "geometry" in why:
         return Outcome("tiers", "FAILED", "none; geometry FAILED above")
     lacks = "".join(f"; no {t} ({why[t]})" for t in TIERS if t in why)
-    return Outcome("tiers", "ok", ", ".join(t for t in TIERS if t not in why) + lacks)
+    status = "FAILED" if failed else "ok"
+    return Outcome("tiers", status, ", ".join(t for t in TIERS if t not in why) + lacks)

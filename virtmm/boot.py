@@ -186,7 +186,8 @@ def _check_memory(arch: ArchParams, geometry: Geometry, config: Config) -> None:
     if config.nr_pages > most:
         raise BootError(
             f"{config.nr_pages << shift >> 20} MiB of memory: page-table entries of {arch.name} reach "
-            f"{most << shift >> 20} MiB ({arch.name}.pte.pfn_bits={arch.pte.pfn_bits}); give the machine less"
+            f"{most << shift >> 20} MiB ({arch.name}.pte.pfn_bits={arch.pte.pfn_bits}); "
+            "correct it, or give the machine less (CONFIG_MEMORY_MB in configs/defconfig, or mem=)"
         )
 
 

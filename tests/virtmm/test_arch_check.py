@@ -92,7 +92,12 @@ SOURCE = "name the manual, and the file and release of Linux"
         ),
         (
             "arch.py", "43, 5", "43, 11", "fields",
-            "foo.geometries[13].cont_order: 11 is not log2 of a power of two of entries, 0 to 10",
+            "foo.geometries[13].cont_order: 11 is larger than a table, 0 to 10",
+        ),
+        (
+            "configs/defconfig", "CONFIG_", "CONFIG_NO_", "kconfig",
+            "foo/configs/defconfig:1: unknown symbol NO_TRANSPARENT_HUGEPAGE; did you mean "
+            "TRANSPARENT_HUGEPAGE? (and 1 more)",
         ),
         (
             "arch.py", "ARCH = ", "raise GeneratorExit\nARCH = ", "fields",
@@ -101,7 +106,7 @@ SOURCE = "name the manual, and the file and release of Linux"
         (
             "arch.py", "pfn_bits=48", "pfn_bits=30", "kconfig",
             "16384 MiB of memory: page-table entries of foo reach 1024 MiB (foo.pte.pfn_bits=30); "
-            "give the machine less",
+            "correct it, or give the machine less (CONFIG_MEMORY_MB in configs/defconfig, or mem=)",
         ),
         (
             "arch.py", "cont=Attr.bit(10),", "", "fields",
@@ -169,6 +174,15 @@ def test_a_wrong_port_is_refused(folder, file, old, new, check, message):
     found, text = failure(folder)
     assert found == check
     assert text.startswith(message)
+
+
+def test_an_entry_of_nothing_that_is_prot_none(folder):
+    edit(folder, "arch.py", "prot_none=Attr.bit(8)", "prot_none=Attr(1 << 8 | 1, on=0, off=1)")
+    edit(folder, "arch.py", "user=1 << 0 | 1 << 2", "user=1 << 0")
+    edit(folder, "arch.py", "Attr.inverted(63)", "Attr.bit(63)")
+    check, text = failure(folder)
+    assert check == "round trips"
+    assert text.startswith("pte.prot_none: off in entry 0x0 of ")
 
 
 def test_the_port_is_right_without_the_mistake(folder):
@@ -249,6 +263,9 @@ def test_each_page_size_has_its_base_page_kernel(folder):
     assert failure(folder) == ("kconfig", message)
     kernel.unlink()
     message = f"{where}: missing; each page size of geometries has one"
+    assert failure(folder) == ("kconfig", message)
+    kernel.with_name("baseline_8K_defconfig").write_text(text)
+    message += " (baseline_8K_defconfig is there: a small k)"
     assert failure(folder) == ("kconfig", message)
 
 
@@ -453,9 +470,9 @@ def test_what_works_is_said_beside_what_does_not(folder, monkeypatch):
     monkeypatch.setattr(contpte, "_try_fold", lambda k, pte, entry: None)
     outcomes = {o.check: o for o in arch_check("foo", folder, cost_tables)}
     failed = [o.check for o in outcomes.values() if o.status == "FAILED"]
-    assert failed == ["contiguous"]
+    assert failed == ["contiguous", "tiers"]
     assert outcomes["tiers"] == (
-        "tiers", "ok", "geometry, THP; no contiguous (FAILED above); no costs (no costs.csv; another "
+        "tiers", "FAILED", "geometry, THP; no contiguous (FAILED above); no costs (no costs.csv; another "
         "architecture's figures are used)",
     )  # fmt: skip
     edit(folder, "arch.py", "sources={", "sources={} and {")

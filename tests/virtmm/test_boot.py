@@ -24,7 +24,7 @@ def test_memory_that_entries_cannot_name():
     config = resolve("m68k")
     message = (
         "8192 MiB of memory: page-table entries of m68k reach 4096 MiB (m68k.pte.pfn_bits=32); "
-        "give the machine less"
+        "correct it, or give the machine less (CONFIG_MEMORY_MB in configs/defconfig, or mem=)"
     )
     for attempt in (check_settings, Machine):
         with pytest.raises(BootError) as e:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ PAGE_SIZES = tuple(1 << shift for shift in range(12, 17))
 _GROUP_OF = {event: group for group, events in GROUPS.items() for event in events}
 # What a table may have: the rest is parts of prices.
 _EVENTS = {*_GROUP_OF, "clear_page", "copy_page"}
+_RELEASE = re.compile(r"[0-9]+(\.[0-9]+)*")
+_ORDER = re.compile(r"([0-9]{1,2})?")
 # A correction of another event's price may be below 0.
 _CORRECTION = "mmap_merge"
 
@@ -226,10 +229,9 @@ def _kib(size: int) -> str:
 
 
 def _release_key(release: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in release.split("."))
-    except ValueError:
-        raise CostError(f"COST_RELEASE={release!r}: not of the form 6.12") from None
+    if not _RELEASE.fullmatch(release):
+        raise CostError(f"COST_RELEASE={release!r}: not of the form 6.12")
+    return tuple(int(part) for part in release.split("."))
 
 
 def _read(path: Path) -> dict[tuple[str, int], Prices]:
@@ -243,29 +245,30 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
         raise CostError(f"{shown(path)}:1: not a cost table; its columns are {','.join(COLUMNS)}")
     tables: dict[tuple[str, int], Prices] = {}
     for number, row in enumerate(rows, 2):
-        try:
-            release, size, event, order, instructions, source = row
-            _release_key(release)
-            key, value = int(order) if order else None, float(instructions)
-            event_prices = tables.setdefault((release, int(size)), {}).setdefault(event, {})
-        except (ValueError, CostError):
-            raise CostError(f"{shown(path)}:{number}: not a price: {','.join(row)}") from None
+        if len(row) != len(COLUMNS):
+            raise CostError(f"{shown(path)}:{number}: not a price: {','.join(row)}")
+        release, size, event, order, instructions, source = row
         for wrong, what in (
-            (int(size) not in PAGE_SIZES, f"page_size: {size} is not bytes of a base page"),
+            (not _RELEASE.fullmatch(release), f"release: {release} is not of the form 6.12"),
+            (
+                size not in map(str, PAGE_SIZES),
+                f"page_size: {size} is not bytes of a base page",
+            ),
             (
                 event.removeprefix(COMPONENT) not in _EVENTS,
                 f"event: {event} is none that is counted",
             ),
-            (
-                not math.isfinite(value) or (value < 0 and event != _CORRECTION),
-                f"instructions: {instructions} is no price",
-            ),
-            (key in event_prices, f"{event}: a second price"),
+            (not _ORDER.fullmatch(order), f"order: {order} is none"),
+            (not _is_price(instructions, event), f"instructions: {instructions} is no price"),
             (not source, "source: not given; say which measurement"),
         ):
             if wrong:
                 raise CostError(f"{shown(path)}:{number}: {what}")
-        event_prices[key] = value
+        event_prices = tables.setdefault((release, int(size)), {}).setdefault(event, {})
+        key = int(order) if order else None
+        if key in event_prices:
+            raise CostError(f"{shown(path)}:{number}: {event}: a second price")
+        event_prices[key] = float(instructions)
     if not tables:
         raise CostError(f"{shown(path)}: the cost table is empty; make it by scripts/make_costs.py")
     for (release, page_size), prices in tables.items():
@@ -276,6 +279,14 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
             )
         _check_orders(path, prices)
     return tables
+
+
+def _is_price(text: str, event: str) -> bool:
+    """Return whether a word is instructions of an event."""
+    try:
+        return math.isfinite(float(text)) and (float(text) >= 0 or event == _CORRECTION)
+    except ValueError:
+        return False
 
 
 def _orders(prices: Prices) -> set[int]:
