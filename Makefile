@@ -6,12 +6,15 @@
 REFERENCE := $(patsubst arch/%/arch.py,%,$(shell grep -l '^    reference=True' arch/*/arch.py))
 # A folder outside the tree, from here if relative; its name is the architecture's.
 ARCH_DIR ?=
+O      ?= .
+SPACE  := $(subst ,, )
+$(foreach v,ARCH_DIR O,$(if $(findstring $(SPACE),$($v)),$(error \
+	$v=$($v): has a blank, which make takes for the end of a name; make a link to the folder)))
 ifneq ($(ARCH_DIR),)
 override ARCH := $(notdir $(or $(realpath $(ARCH_DIR)),$(abspath $(ARCH_DIR))))
 endif
 NAMED  := $(ARCH)
 ARCH   ?= $(REFERENCE)
-O      ?= .
 PYTHON ?= python3
 VENV   ?= .venv
 V      ?= 0

@@ -10,7 +10,7 @@ Tiers, of which only the first must be there (``virtmm arch-check`` says which a
 
     geometry    Geometry and PteFormat; Kconfig gives PAGE_SHIFT and ARCH_FORCE_MAX_ORDER
     THP         Kconfig selects HAVE_ARCH_TRANSPARENT_HUGEPAGE; ARCH_FORCE_MAX_ORDER reaches the PMD's order
-    contiguous  PteFormat.cont and Geometry.cont_order; a symbol of Kconfig selects CONTPTE
+    contiguous  PteFormat.cont and Geometry.cont_order; a symbol of Kconfig selects CONTPTE; needs THP
     costs       costs.csv in the folder, measured on that machine (Documentation/costs.md)
 """
 
@@ -342,9 +342,13 @@ class Geometry:
                 f"{where}.levels.pte: 1 bit makes a huge page of 2 pages; at least 4, so 2 bits"
             )
         if not 0 <= self.cont_order <= self.pmd_order:
+            log2 = self.cont_order.bit_length() - 1
+            meant = (
+                f"; {self.cont_order} entries are {log2}" if self.cont_order == 1 << log2 else ""
+            )
+            what = "below 0" if self.cont_order < 0 else "larger than a table"
             raise ArchError(
-                f"{where}.cont_order: {self.cont_order} is not log2 of a power of two of entries, "
-                f"0 to {self.pmd_order}"
+                f"{where}.cont_order: {self.cont_order} is {what}, 0 to {self.pmd_order}{meant}"
             )
         total = self.page_shift + sum(lv.bits for lv in self.levels)
         if total != self.va_bits:

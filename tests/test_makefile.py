@@ -232,6 +232,15 @@ def test_a_folder_that_is_no_architecture(make, tmp_path, goal):
     assert f"{tmp_path}/nope: no" in line
 
 
+@pytest.mark.parametrize("variable", ["ARCH_DIR", "O"])
+def test_a_folder_with_a_blank(make, tmp_path, variable):
+    status, text, err = make("defconfig", f"{variable}={tmp_path}/a b")
+    assert (status, text) == (2, "")
+    (line,) = err.splitlines()
+    assert f"*** {variable}={tmp_path}/a b: has a blank, which make takes for the end" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("old", "status"), [("", 0), ("young=Attr.bit(5)", 2)])
 def test_arch_check_tells_a_wrong_port(make, tmp_path, old, status):
     """The status of make is 2 whatever a command's was; make itself says which."""

@@ -32,15 +32,20 @@ def followed(tree):
     folder = tree.parent
     tools = folder / "bin"
     tools.mkdir()
-    for name, command in (("virtmm", f"{sys.executable} -m virtmm"), ("python", sys.executable)):
-        (tools / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    for name, command in (
+        ("virtmm", f'exec {sys.executable} -m virtmm "$@"'),
+        ("python", f'[ "$2" != pytest ] || [ -e {tools}/pytest ] && exec {sys.executable} "$@"'),
+        # What has no pytest before "make setup-test".
+        ("setup", f'[ "$*" != "--extras test" ] || touch {tools}/pytest'),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{command}\n")
         (tools / name).chmod(0o755)
     env = {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PYTHONPATH": str(tree),
         "TREE": str(tree),
-        "MAKEFLAGS": f"SETUP=: VENV={sys.prefix}",
+        "MAKEFLAGS": f"SETUP={tools}/setup VENV={sys.prefix}",
     }
     shown, printed = [], ""
     for kind, text in BLOCK.findall(GUIDE.read_text()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtmm.arch import arch_folder, load_arch
+from virtmm.arch import arch_folder, load_arch, loadable
 from virtmm.arch.params import ArchError
 from virtmm.boot import BootError
 from virtmm.check_entries import (
@@ -42,13 +42,28 @@ class Outcome(NamedTuple):
 
 
 def check_fields(s: Subject) -> str:
-    """Sources are given; the checks of the contract itself were made when it was loaded."""
+    """
+    Sources are given, and nothing is claimed that is another's in the tree.
+
+    The checks of the contract itself were made when it was loaded.
+    """
     for field in ("geometries", "pte"):
         where = f"{s.arch.name}.sources[{field!r}]"
         text = str(s.arch.sources.get(field, "")).strip()
         step = "name the manual, and the file and release of Linux"
         want(bool(text), f"{where}: not given; {step}")
         want(_UNFILLED not in text, f"{where}: {text!r}; {step}")
+    for other in loadable() if s.in_tree else ():
+        if other.name == s.arch.name:
+            continue
+        want(
+            not (other.reference and s.arch.reference),
+            f"{s.arch.name}.reference: {other.name} is it already; leave it out",
+        )
+        want(
+            other.machine != s.arch.machine,
+            f"{s.arch.name}.machine: {other.machine} is {other.name}; give what uname -m says there",
+        )
     shifts = [g.page_shift for g in s.arch.geometries]
     return ", ".join(f"{1 << shift >> 10}K pages" for shift in shifts)
 
@@ -58,7 +73,10 @@ def check_kconfig(s: Subject) -> str:
     for g in s.arch.geometries:
         name = f"baseline_{1 << g.page_shift >> 10}k"
         where = shown(s.folder / "configs" / f"{name}_defconfig")
-        want(name in s.kernels, f"{where}: missing; each page size of geometries has one")
+        other = "".join(
+            f" ({k}_defconfig is there: a small k)" for k in s.kernels if k.lower() == name
+        )
+        want(name in s.kernels, f"{where}: missing; each page size of geometries has one{other}")
         shift = s.kernels[name]["PAGE_SHIFT"]
         want(
             shift == g.page_shift,
@@ -118,14 +136,14 @@ def missing(s: Subject) -> dict[str, str]:
 
 
 def arch_check(
-    name: str, arch_dir: Path | None = None, costs: Callable[[Path], str] | None = None
+    name: str, arch_dir: Path | None = None, costs: Callable[[Subject], str] | None = None
 ) -> Iterator[Outcome]:
     """
     Yield the outcome of each check, then the tiers reached; what no kernel boots with ends at once.
 
     Args:
-        costs: reads costs.csv of a folder and says what it has; ArchError when it is wrong. Without it
-            nobody looks at the file.
+        costs: reads costs.csv of an architecture and says what it has; ArchError when it is wrong, or
+            a kernel finds no prices. Without it nobody looks at the file.
 
     Raises:
         ArchError: there is no such architecture, and so nothing to check.
@@ -141,25 +159,27 @@ def arch_check(
         return
     checks = list(CHECKS)
     if costs is not None:
-        read = costs
-        checks.append(("costs", "costs", lambda s: read(s.folder)))
+        checks.append(("costs", "costs", costs))
     without, failed = missing(s), set[str]()
     for check, tier, call in checks:
-        if tier in without:
-            yield Outcome(check, "skipped", f"tier {tier}: {without[tier]}")
-            continue
+        why = without.get(tier)
         try:
-            yield Outcome(check, "ok", call(s))
+            # Without a table of their own its kernels use another's.
+            found = call(s) if why is None or tier == "costs" else ""
         except Exception as e:  # a wrong entry format can make any of mm/ fail
             failed.add(tier)
             yield Outcome(check, "FAILED", _said(e))
+        else:
+            ok = Outcome(check, "ok", found)
+            yield ok if why is None else Outcome(check, "skipped", f"tier {tier}: {why}")
     yield _reached(without, failed)
 
 
 def _said(e: Exception) -> str:
     """Return an exception as one line; one that is no message of ours by its type too."""
     if isinstance(e, ArchError | BootError | BuildError | CheckError | ConfigError):
-        return one_line(str(e.args[0]))
+        more = f" (and {len(e.args) - 1} more)" if len(e.args) > 1 else ""
+        return one_line(str(e.args[0])) + more
     return one_line(f"{type(e).__name__}: {e}; look at the bits of pte")
 
 
@@ -169,4 +189,5 @@ def _reached(without: dict[str, str], failed: set[str]) -> Outcome:
     if "geometry" in why:
         return Outcome("tiers", "FAILED", "none; geometry FAILED above")
     lacks = "".join(f"; no {t} ({why[t]})" for t in TIERS if t in why)
-    return Outcome("tiers", "ok", ", ".join(t for t in TIERS if t not in why) + lacks)
+    status = "FAILED" if failed else "ok"
+    return Outcome("tiers", status, ", ".join(t for t in TIERS if t not in why) + lacks)

@@ -48,6 +48,12 @@ _MAP_NORESERVE = 0x4000
 _LINE, _HOST_PAGE, _HUGE = 64, 64 << 10, 2 << 20
 #: Arrays that are no part of a machine's state.
 _DIAGNOSTICS = ("run", "fault", "method", "work", "refused", "vma_log", "tlb")
+#: What architectures wish in Kconfig.
+_FOLIO_ORDERS = (
+    "ARCH_EXEC_FOLIO_ORDER",
+    "ARCH_LARGE_ANON_FOLIO_NOTHP_ORDER_MAX",
+    "ARCH_LARGE_ANON_FOLIO_THP_ORDER_MAX",
+)
 _POLICIES = ("v1", "v2", "v2_simple", "v3", "v5", "mthp")
 
 
@@ -164,6 +170,13 @@ def _check_orders(arch: ArchParams, geometry: Geometry, config: ResolvedConfig) 
             f"huge pages of that order, ARCH_FORCE_MAX_ORDER={most} holds none; raise it, "
             "or TRANSPARENT_HUGEPAGE=n"
         )
+    for symbol in _FOLIO_ORDERS:
+        order = int(config.get(symbol, 0))
+        if not 0 <= order <= most:
+            raise ArchError(
+                f"{arch.name}: {symbol}={order}, the buddy allocator has orders 0 to {most} here "
+                "(ARCH_FORCE_MAX_ORDER); change its default in Kconfig"
+            )
 
 
 def _check_memory(arch: ArchParams, geometry: Geometry, config: Config) -> None:
@@ -173,7 +186,8 @@ def _check_memory(arch: ArchParams, geometry: Geometry, config: Config) -> None:
     if config.nr_pages > most:
         raise BootError(
             f"{config.nr_pages << shift >> 20} MiB of memory: page-table entries of {arch.name} reach "
-            f"{most << shift >> 20} MiB ({arch.name}.pte.pfn_bits={arch.pte.pfn_bits}); give the machine less"
+            f"{most << shift >> 20} MiB ({arch.name}.pte.pfn_bits={arch.pte.pfn_bits}); "
+            "correct it, or give the machine less (CONFIG_MEMORY_MB in configs/defconfig, or mem=)"
         )
 
 

@@ -56,7 +56,8 @@ def check_round_trips(s: Subject) -> str:
                         pgtable.pte_pfn(k, entry) == pfn,
                         f"pte.pfn: {pfn:#x} is lost in {where}; {_PFN}",
                     )
-                    want(pgtable.pte_present(k, entry), f"pte.present: off in {where}; {_MARK}")
+                    field = "present" if flags else "prot_none"
+                    want(pgtable.pte_present(k, entry), f"pte.{field}: off in {where}; {_MARK}")
             for entry, state in _entries(k):
                 for name, on in state.items():
                     got = _reads(entry, getattr(k.arch.pte, name))
@@ -139,10 +140,9 @@ def check_set_ptes(s: Subject) -> str:
 def check_contiguous(s: Subject) -> str:
     """Whole blocks fold when they are written, and unfold when an entry of theirs is changed."""
     sizes = dict[int, int]()  # page shift -> entries of a block
-    for kernel, config in s.kernels.items():
-        for symbol in s.contpte if config.get("TRANSPARENT_HUGEPAGE") else ():
-            # Where it is off as in mainline it is switched on.
-            with s.boot(kernel, f"{symbol}=y") as m:
+    for kernel in s.kernels:
+        for setting in s.folding(kernel):
+            with s.boot(kernel, setting) as m:
                 if m.k.geometry.cont_order:  # another page size has it
                     sizes[m.k.page_shift] = m.k.cont_nr
                     _fold_and_unfold(m.k)
@@ -150,7 +150,8 @@ def check_contiguous(s: Subject) -> str:
         want(
             not g.cont_order or g.page_shift in sizes,
             f"geometries[{g.page_shift}].cont_order: {g.cont_order}, and no kernel of that page size has "
-            "TRANSPARENT_HUGEPAGE=y, so that no block is ever folded; give it one",
+            f"TRANSPARENT_HUGEPAGE=y and can have {' or '.join(s.contpte)}=y, so that no block is ever "
+            "folded; give it one",
         )
     return f"blocks of {', '.join(map(str, sorted(sizes.values())))} entries"
 

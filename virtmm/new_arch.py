@@ -16,6 +16,8 @@ from virtmm.boot import check_settings
 from virtmm.kconfig import default_arch, defconfigs, open_kconfig, resolve, shown
 from virtmm.mm.layout import NR_ORDERS
 
+#: Columns of a line, as pyproject.toml says.
+_LINE = 100
 _PAGES = (4096, 8192, 16384, 32768, 65536)
 _NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
 _ARCH = '''# SPDX-License-Identifier: GPL-2.0-only
@@ -27,8 +29,8 @@ ARCH = ArchParams(
     name="{name}",
     machine="{name}",
     kconfig_symbol="{symbol}",
-    geometries=(
-        Geometry({shift}, ({level_list}), {va_bits}{cont_order}),
+    geometries=(  # smallest page first
+{geometry}
     ),
     pte=PteFormat(
         user=1 << 0 | 1 << 2,
@@ -198,6 +200,21 @@ def new_arch(name: str, shape: Shape, parent: Path) -> Path:
     return folder
 
 
+def _source(geometry: Geometry) -> str:
+    """Return a page table as arch.py has it, in the form that ruff gives it."""
+    levels = [f'Level("{lv.name}", {lv.bits})' for lv in geometry.levels]
+    rest = [str(n) for n in (geometry.va_bits, geometry.cont_order) if n]
+    table = f"({', '.join(levels)})"
+    text = f"        Geometry({', '.join((str(geometry.page_shift), table, *rest))}),"
+    if len(text) <= _LINE:
+        return text
+    if len(table) + len("            ,") > _LINE:
+        lines = "".join(f"                {level},\n" for level in levels)
+        table = f"(\n{lines}            )"
+    lines = "".join(f"            {arg},\n" for arg in (geometry.page_shift, table, *rest))
+    return f"        Geometry(\n{lines}        ),"
+
+
 def _write(folder: Path, name: str, shape: Shape) -> None:
     geometry = shape.geometry()
     words = {
@@ -206,9 +223,7 @@ def _write(folder: Path, name: str, shape: Shape) -> None:
         "page": shape.page >> 10,
         "levels": len(geometry.levels),
         "shift": geometry.page_shift,
-        "va_bits": geometry.va_bits,
-        "level_list": ", ".join(f'Level("{lv.name}", {lv.bits})' for lv in geometry.levels),
-        "cont_order": f", {geometry.cont_order}" if geometry.cont_order else "",
+        "geometry": _source(geometry),
         "cont": "\n        cont=Attr.bit(10)," if shape.cont else "",
         "max_order": max(10, shape.levels[-1]),
     }

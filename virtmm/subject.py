@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from virtmm import topdir
 from virtmm.arch import arch_folder, load_arch
 from virtmm.boot import check_settings
 from virtmm.golden_traces import GoldenError, golden_traces, replay_golden
@@ -46,6 +48,8 @@ class Subject:
 
     def __init__(self, name: str, arch_dir: Path | None = None) -> None:
         self.folder = arch_folder(name, arch_dir)
+        #: Whether commands find it without being told the folder.
+        self.in_tree = self.folder.resolve().parent == topdir() / "arch"
         self.arch: ArchParams = load_arch(name, arch_dir)
         self.kernels: dict[str, ResolvedConfig] = {}
         for kernel in ("defconfig", *defconfigs(name, arch_dir)):
@@ -74,12 +78,19 @@ class Subject:
         sets = (f"MEMORY_MB={config['MEMORY_MB']}", *sets)
         return resolve(config.arch, kernel, sets=sets, arch_dir=config.arch_dir)
 
+    def folding(self, kernel: str) -> Iterator[str]:
+        """Yield the settings of a kernel by which blocks are contiguous, on as in mainline or not."""
+        for symbol in self.contpte if self.kernels[kernel].get("TRANSPARENT_HUGEPAGE") else ():
+            with contextlib.suppress(ConfigError):  # it depends on another page size
+                self.resolve(kernel, f"{symbol}=y")
+                yield f"{symbol}=y"
+
     def variants(self) -> Iterator[ResolvedConfig]:
         """Yield the configurations that the checks boot, as far as their cores may differ."""
         for kernel, config in self.kernels.items():
             yield config
-            for symbol in self.contpte if config.get("TRANSPARENT_HUGEPAGE") else ():
-                yield self.resolve(kernel, f"{symbol}=y")
+            for setting in self.folding(kernel):
+                yield self.resolve(kernel, setting)
 
     def boot(self, kernel: str, *sets: str) -> Machine:
         """Boot a kernel with further settings; memory sizes that it has are all on."""

@@ -518,13 +518,18 @@ def test_a_description_that_cannot_be_read(tmp_path):
 # Tiers
 
 
-@pytest.mark.parametrize("order", [-1, 10])
-def test_a_contiguous_block_is_a_power_of_two_of_entries(order):
+@pytest.mark.parametrize(
+    ("order", "what"),
+    [
+        (-1, "below 0, 0 to 9"),
+        (10, "larger than a table, 0 to 9"),
+        (32, "larger than a table, 0 to 9; 32 entries are 5"),
+    ],
+)
+def test_a_contiguous_block_is_a_power_of_two_of_entries(order, what):
     good = dataclasses.replace(GOOD.geometries[0], cont_order=order)
     message = refusal(geometries=(good,), cont=Attr.bit(58))
-    assert message == (
-        f"x86.geometries[12].cont_order: {order} is not log2 of a power of two of entries, 0 to 9"
-    )
+    assert message == f"x86.geometries[12].cont_order: {order} is {what}"
 
 
 def test_24_entries_have_no_order():

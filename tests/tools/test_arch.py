@@ -165,3 +165,27 @@ def test_a_wrong_port_is_status_2_where_it_is_to_run(virtmm, foo):
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("virtmm: foo.pte.special: bit 9 overlaps young")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arch", ["foo", "x86"])
+def test_a_scenario_is_for_the_newest_kernel_of_mainline(virtmm, foo, tmp_path, arch):
+    """That of the architecture: new-arch writes an older one than the tree's have."""
+    scenario = tmp_path / "a.scn"
+    scenario.write_text("proc p\nmmap p A 128k\ntouch p w A 64k\nobserve p\n")
+    which = ["--arch-dir", foo] if arch == "foo" else ["--arch", arch]
+    newest = "linux-6.12" if arch == "foo" else "linux-7.3"
+    answers = []
+    for kernel in ([], ["--defconfig", newest]):
+        for command in ("run", "show"):
+            result = virtmm("scenario", command, *which, *kernel, scenario)
+            assert (result.exit_code, result.stderr) == (0, "")
+            answers.append(result.stdout)
+    assert answers[:2] == answers[2:]
+
+
+def test_a_scenario_for_an_architecture_without_such_a_kernel(virtmm, tmp_path):
+    scenario = tmp_path / "a.scn"
+    scenario.write_text("proc p\n")
+    result = virtmm("scenario", "run", "--arch", "alpha", scenario)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "alpha has no defconfig 'linux-*'; choose one of: baseline_8k" in result.stderr

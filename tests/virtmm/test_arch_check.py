@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The conformance suite passes for every architecture, and refuses wrong ports by field and value."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from virtmm.arch import names
 from virtmm.arch.params import ArchError
@@ -9,11 +12,12 @@ from virtmm.mm.debug_vm import VmBug
 from virtmm.mm.ranges import PyRanges
 from virtmm.tools.report.cost import COLUMNS, cost_tables
 
-from virtmm import boot, check_running, machine
-from virtmm.arch_check import CHECKS, TIERS, arch_check
+from virtmm import boot, check_running, machine, topdir
+from virtmm.arch_check import CHECKS, TIERS, arch_check, check_fields
 from virtmm.kconfig import ConfigError, resolve
 from virtmm.machine import Machine
 from virtmm.new_arch import new_arch, parse_shape
+from virtmm.subject import CheckError, Subject
 
 
 @pytest.mark.parametrize("arch", names())
@@ -88,7 +92,12 @@ SOURCE = "name the manual, and the file and release of Linux"
         ),
         (
             "arch.py", "43, 5", "43, 11", "fields",
-            "foo.geometries[13].cont_order: 11 is not log2 of a power of two of entries, 0 to 10",
+            "foo.geometries[13].cont_order: 11 is larger than a table, 0 to 10",
+        ),
+        (
+            "configs/defconfig", "CONFIG_", "CONFIG_NO_", "kconfig",
+            "foo/configs/defconfig:1: unknown symbol NO_TRANSPARENT_HUGEPAGE; did you mean "
+            "TRANSPARENT_HUGEPAGE? (and 1 more)",
         ),
         (
             "arch.py", "ARCH = ", "raise GeneratorExit\nARCH = ", "fields",
@@ -97,7 +106,7 @@ SOURCE = "name the manual, and the file and release of Linux"
         (
             "arch.py", "pfn_bits=48", "pfn_bits=30", "kconfig",
             "16384 MiB of memory: page-table entries of foo reach 1024 MiB (foo.pte.pfn_bits=30); "
-            "give the machine less",
+            "correct it, or give the machine less (CONFIG_MEMORY_MB in configs/defconfig, or mem=)",
         ),
         (
             "arch.py", "cont=Attr.bit(10),", "", "fields",
@@ -167,6 +176,15 @@ def test_a_wrong_port_is_refused(folder, file, old, new, check, message):
     assert text.startswith(message)
 
 
+def test_an_entry_of_nothing_that_is_prot_none(folder):
+    edit(folder, "arch.py", "prot_none=Attr.bit(8)", "prot_none=Attr(1 << 8 | 1, on=0, off=1)")
+    edit(folder, "arch.py", "user=1 << 0 | 1 << 2", "user=1 << 0")
+    edit(folder, "arch.py", "Attr.inverted(63)", "Attr.bit(63)")
+    check, text = failure(folder)
+    assert check == "round trips"
+    assert text.startswith("pte.prot_none: off in entry 0x0 of ")
+
+
 def test_the_port_is_right_without_the_mistake(folder):
     assert failure(folder) == ("", "")
 
@@ -198,6 +216,28 @@ def test_a_folder_of_any_name(tmp_path, monkeypatch, place):
     assert "/../" not in text
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"reference": True}, "alpha.reference: arm64 is it already; leave it out"),
+        ({"machine": "x86_64"}, "alpha.machine: x86_64 is x86; give what uname -m says there"),
+    ],
+)
+def test_what_is_anothers_in_the_tree(field, message):
+    """Commands would take the new one where none is named, or on that machine."""
+    s = Subject("alpha")
+    check_fields(s)
+    s.arch = replace(s.arch, **field)
+    with pytest.raises(CheckError) as e:
+        check_fields(s)
+    assert str(e.value) == message
+
+
+def test_a_copy_outside_the_tree_may_claim_it(tmp_path):
+    folder = shutil.copytree(topdir() / "arch" / "arm64", tmp_path / "arm64")
+    check_fields(Subject("arm64", folder))
+
+
 def test_kernels_are_files(folder):
     (folder / "configs" / "x_defconfig").mkdir()
     assert failure(folder) == ("", "")
@@ -223,6 +263,9 @@ def test_each_page_size_has_its_base_page_kernel(folder):
     assert failure(folder) == ("kconfig", message)
     kernel.unlink()
     message = f"{where}: missing; each page size of geometries has one"
+    assert failure(folder) == ("kconfig", message)
+    kernel.with_name("baseline_8K_defconfig").write_text(text)
+    message += " (baseline_8K_defconfig is there: a small k)"
     assert failure(folder) == ("kconfig", message)
 
 
@@ -252,20 +295,40 @@ def test_every_way_to_use_blocks_is_looked_at(folder, monkeypatch):
     assert {"FOO_SECOND"} in seen and {"FOO_CONTPTE"} in seen
 
 
-def test_a_block_that_no_kernel_folds(folder):
-    """Kernels with huge pages have another page size than the one with contiguous entries."""
+def add_4k(folder, cont, kernel):
+    """Give the architecture 4K pages, too, and one kernel of them."""
     levels = ", ".join(f'Level("{name}", 9)' for name in ("pgd", "pmd", "pte"))
-    edit(folder, "arch.py", "geometries=(", f"geometries=(Geometry(12, ({levels}), 39, 4), ")
+    edit(folder, "arch.py", "geometries=(", f"geometries=(Geometry(12, ({levels}), 39, {cont}), ")
     edit(folder, "Kconfig", "default 13", "default 12 if FOO_4K\n\tdefault 13")
     (folder / "Kconfig").write_text(
         (folder / "Kconfig").read_text() + '\nconfig FOO_4K\n\tbool "4K"\n\thelp\n\t  4K.\n'
     )
-    (folder / "configs" / "baseline_4k_defconfig").write_text("CONFIG_FOO_4K=y\n")
+    (folder / "configs" / "baseline_4k_defconfig").write_text(f"CONFIG_FOO_4K=y\n{kernel}")
+
+
+def test_a_block_that_no_kernel_folds(folder):
+    """Kernels with huge pages have another page size than the one with contiguous entries."""
+    add_4k(folder, 4, "")
     check, text = failure(folder)
     assert check == "contiguous"
-    assert text.startswith(
-        "geometries[12].cont_order: 4, and no kernel of that page size has TRANSP"
+    assert text == (
+        "geometries[12].cont_order: 4, and no kernel of that page size has TRANSPARENT_HUGEPAGE=y and "
+        "can have FOO_CONTPTE=y, so that no block is ever folded; give it one"
     )
+
+
+def test_a_page_size_without_blocks(folder):
+    """Kconfig does not offer them there, and that is no mistake."""
+    edit(
+        folder,
+        "Kconfig",
+        "depends on TRANSPARENT_HUGEPAGE",
+        "depends on TRANSPARENT_HUGEPAGE && !FOO_4K",
+    )
+    add_4k(folder, 0, "CONFIG_TRANSPARENT_HUGEPAGE=y\n")
+    outcomes = {o.check: o for o in arch_check("foo", folder, cost_tables)}
+    assert [o for o in outcomes.values() if o.status == "FAILED"] == []
+    assert outcomes["contiguous"].text == "blocks of 32 entries"
 
 
 def test_a_huge_page_that_no_block_holds_is_refused_at_boot(tmp_path):
@@ -407,9 +470,9 @@ def test_what_works_is_said_beside_what_does_not(folder, monkeypatch):
     monkeypatch.setattr(contpte, "_try_fold", lambda k, pte, entry: None)
     outcomes = {o.check: o for o in arch_check("foo", folder, cost_tables)}
     failed = [o.check for o in outcomes.values() if o.status == "FAILED"]
-    assert failed == ["contiguous"]
+    assert failed == ["contiguous", "tiers"]
     assert outcomes["tiers"] == (
-        "tiers", "ok", "geometry, THP; no contiguous (FAILED above); no costs (no costs.csv; another "
+        "tiers", "FAILED", "geometry, THP; no contiguous (FAILED above); no costs (no costs.csv; another "
         "architecture's figures are used)",
     )  # fmt: skip
     edit(folder, "arch.py", "sources={", "sources={} and {")
@@ -441,9 +504,18 @@ def test_costs_are_read(folder):
     *_, last = arch_check("foo", folder, cost_tables)
     assert last.text == "geometry, THP, contiguous; no costs (FAILED above)"
     costs.write_text(f"{','.join(COLUMNS)}\n6.12,8192,fork,,1000,made up\n")
+    message = "foo/costs.csv: 6.12 8K: no anon_fault; make it anew by scripts/make_costs.py"
+    assert failure(folder) == ("costs", message)
+    shutil.copy(topdir() / "arch" / "x86" / "costs.csv", costs)
     outcomes = {o.check: o for o in arch_check("foo", folder, cost_tables)}
-    assert outcomes["costs"] == ("costs", "ok", "6.12 8K")
+    assert outcomes["costs"] == ("costs", "ok", "6.12 4K, 7.3 4K")
     assert outcomes["tiers"].text == ", ".join(TIERS)
+
+
+def test_each_kernel_finds_prices(folder):
+    """Those of another architecture, too: what no command would replay is refused."""
+    edit(folder, "configs/defconfig", "MADVISE=y", 'MADVISE=y\nCONFIG_COST_RELEASE="six"')
+    assert failure(folder) == ("costs", "COST_RELEASE='six': not of the form 6.12")
 
 
 def test_nothing_to_check(tmp_path):

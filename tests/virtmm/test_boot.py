@@ -24,7 +24,7 @@ def test_memory_that_entries_cannot_name():
     config = resolve("m68k")
     message = (
         "8192 MiB of memory: page-table entries of m68k reach 4096 MiB (m68k.pte.pfn_bits=32); "
-        "give the machine less"
+        "correct it, or give the machine less (CONFIG_MEMORY_MB in configs/defconfig, or mem=)"
     )
     for attempt in (check_settings, Machine):
         with pytest.raises(BootError) as e:
@@ -115,6 +115,31 @@ def test_an_order_that_no_free_list_has(tmp_path, order):
     assert str(e.value) == (
         f"x86: ARCH_FORCE_MAX_ORDER={order}, the buddy allocator has orders 0 to 15; "
         "change its default in Kconfig"
+    )
+
+
+@pytest.mark.parametrize("order", [-1, 11, 40])
+@pytest.mark.parametrize(
+    ("symbol", "default"),
+    [
+        ("ARCH_EXEC_FOLIO_ORDER", "default 4"),
+        ("ARCH_LARGE_ANON_FOLIO_NOTHP_ORDER_MAX", "default 4 if ARM64_4K_PAGES"),
+        ("ARCH_LARGE_ANON_FOLIO_THP_ORDER_MAX", "default 4 if ARM64_4K_PAGES"),
+    ],
+)
+def test_a_folio_that_no_block_holds(tmp_path, symbol, default, order):
+    folder = tmp_path / "arm64"
+    shutil.copytree(topdir() / "arch" / "arm64", folder)
+    text = (folder / "Kconfig").read_text()
+    before, after = text.split(f"config {symbol}\n")
+    assert default in after
+    after = after.replace(default, f"default {order}", 1)
+    (folder / "Kconfig").write_text(f"{before}config {symbol}\n{after}")
+    with pytest.raises(ArchError) as e:
+        check_settings(resolve("arm64", arch_dir=folder), [])
+    assert str(e.value) == (
+        f"arm64: {symbol}={order}, the buddy allocator has orders 0 to 10 here "
+        "(ARCH_FORCE_MAX_ORDER); change its default in Kconfig"
     )
 
 

@@ -2,14 +2,51 @@
 """A new architecture boots as it is written; words that make none are refused, and nothing is left."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from virtmm.arch import load_arch
 from virtmm.arch.params import ArchError
 
+from virtmm import topdir
 from virtmm.kconfig import defconfigs, resolve
 from virtmm.machine import Machine
-from virtmm.new_arch import Shape, new_arch, parse_cont, parse_levels, parse_page, place_for
+from virtmm.new_arch import (
+    Shape,
+    new_arch,
+    parse_cont,
+    parse_levels,
+    parse_page,
+    parse_shape,
+    place_for,
+)
+
+
+@pytest.mark.parametrize(
+    ("page", "levels", "cont"),
+    [
+        ("4K", "10,10", "16"),
+        ("8K", "10,10,10", "32"),
+        ("4K", "9,9,9,9", "16"),
+        ("4K", "9,9,9,9,9", "16"),
+        ("4K", "10,10,10,10,10", "0"),
+    ],
+)
+def test_it_is_written_as_the_tree_is(tmp_path, page, levels, cont):
+    """As ``make check`` wants it, whatever the length of its page table."""
+    folder = new_arch("foo", parse_shape(page, levels, cont), tmp_path)
+    shape = load_arch("foo", folder).geometries
+    assert shape == (parse_shape(page, levels, cont).geometry(),)
+    settings = ["--config", str(topdir() / "pyproject.toml"), str(folder)]
+    for command in (["check"], ["format", "--diff"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *settings],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("word", ["8K", "8k", "8192"])

@@ -18,7 +18,7 @@ from virtmm.tools.scenario.show import show as show_scenario
 
 from virtmm.boot import check_policy, check_settings
 from virtmm.kbuild import load_core_of
-from virtmm.kconfig import resolve
+from virtmm.kconfig import defconfigs, resolve
 from virtmm.policy import load_policy
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
             "--fragment", "fragments", multiple=True, metavar="NAME", help="Fragment on top."
         ),
         click.option(
-            "--defconfig", default="linux-7.3", show_default=True, help="Named kernel, or a path."
+            "--defconfig", help="Named kernel, or a path; default: the newest linux-* of ARCH."
         ),
         arch_option,
     ):
@@ -53,11 +53,14 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
 def scenario_config(
     arch: str,
     arch_dir: Path | None,
-    defconfig: str,
+    defconfig: str | None,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
 ) -> ResolvedConfig:
     """Return the kernel for scenarios: its memory has contents, since they read what they wrote."""
+    if defconfig is None:
+        mainline = [name for name in defconfigs(arch, arch_dir) if name.startswith("linux-")]
+        defconfig = mainline[-1] if mainline else "linux-*"
     return resolve(arch, defconfig, fragments, [*sets, "PHYS_BACKING=y"], arch_dir)
 
 
@@ -72,7 +75,7 @@ def scenario_run(
     policy_file: Path | None,
     arch: str,
     arch_dir: Path | None,
-    defconfig: str,
+    defconfig: str | None,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
 ) -> None:
@@ -99,7 +102,7 @@ def scenario_show(
     file: Path,
     arch: str,
     arch_dir: Path | None,
-    defconfig: str,
+    defconfig: str | None,
     fragments: tuple[str, ...],
     sets: tuple[str, ...],
 ) -> None:

@@ -438,7 +438,8 @@ def replay(
     """
     folder = arch_dir or config.arch_dir or topdir() / "arch" / config.arch
     with Machine(config, settings, arch_dir=arch_dir, policy=policy) as machine:
-        costs = load_costs(folder, machine.page_size, str(config["COST_RELEASE"]))
+        release = str(config["COST_RELEASE"])
+        costs = load_costs(folder, machine.page_size, release, machine.k.pmd_order)
         run = Replay(machine, reader)
         oom = None
         try:

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from virtmm import topdir
 from virtmm.kconfig import ArchError, default_arch, shown
 
+if TYPE_CHECKING:
+    from virtmm.subject import Subject
+
 COLUMNS = ("release", "page_size", "event", "order", "instructions", "source")
 COMPONENT = "component:"
-ENTRY_BYTES = 8
 
 # Events that count pages; the other by-order events count folios (or faults, which is the same).
 PER_PAGE = frozenset({"zap_anon", "fork_anon", "mprotect_anon"})
+BY_ORDER = PER_PAGE | {"anon_fault", "wp_copy", "wp_zero", "anon_free"}
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -50,6 +55,10 @@ PAGE_SIZES = tuple(1 << shift for shift in range(12, 17))
 _GROUP_OF = {event: group for group, events in GROUPS.items() for event in events}
 # What a table may have: the rest is parts of prices.
 _EVENTS = {*_GROUP_OF, "clear_page", "copy_page"}
+_RELEASE = re.compile(r"[0-9]+(\.[0-9]+)*")
+_ORDER = re.compile(r"([0-9]{1,2})?")
+# A correction of another event's price may be below 0.
+_CORRECTION = "mmap_merge"
 
 # Faults that allocate anonymous folios: each is freed once, by who drops the last reference.
 _ALLOCATE = ("anon_fault", "wp_copy", "wp_zero", "file_write_fault")
@@ -140,7 +149,7 @@ def _allocated(counts: Mapping[str, Mapping[int | None, int]]) -> dict[int | Non
     return folios
 
 
-def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
+def load_costs(folder: Path, page_size: int, release: str, pmd_order: int) -> CostTable:
     """
     Return the prices for one machine, or the nearest there are.
 
@@ -148,20 +157,24 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
         folder: arch/<arch>; its costs.csv may be absent.
         page_size: base page in bytes.
         release: kernel release, e.g. "6.12".
+        pmd_order: of a huge page, at least 2.
 
     SIMPLIFIED: in this order, an architecture without a table uses the reference architecture's; a
     release without one uses the next older that has, else the oldest; a page size without one uses
-    the nearest (by ratio; of two equally near the smaller), see _rescale().
+    the nearest (by ratio; of two equally near the smaller), see _rescale(); so does a page table whose
+    huge pages are not the table's.
 
     Raises:
-        CostError: no table at all, a malformed one, or a page size or release that is none.
+        CostError: no table at all, a malformed one, its own one is of other huge pages, or a page size
+            or release that is none.
     """
     if page_size < 1 << 10 or page_size & (page_size - 1):
         raise CostError(f"page size {page_size}: not a power of two of at least 1024 bytes")
     wanted = _release_key(release)
     simplified = []
     path = folder / "costs.csv"
-    if not path.exists():
+    own = path.exists()
+    if not own:
         reference = default_arch()
         path = topdir() / "arch" / reference / "costs.csv"
         simplified.append(f"{folder.name} has no cost table: {reference}'s is used")
@@ -175,23 +188,37 @@ def load_costs(folder: Path, page_size: int, release: str) -> CostTable:
     size = min(sizes, key=lambda p: (abs(math.log2(p / page_size)), p))
     prices = tables[used, size]
     name = f"{path.parent.name} {_kib(size)} {used}"
+    top = max(_orders(prices))
+    if own and size == page_size and top != pmd_order:
+        raise CostError(
+            f"{shown(path)}: {used} {_kib(size)}: orders 0 to {top}, its huge pages have order "
+            f"{pmd_order}; make it anew by scripts/make_costs.py"
+        )
+    if size != page_size or top != pmd_order:
+        prices = _rescale(prices, size, page_size, pmd_order)
     if size != page_size:
-        prices = _rescale(prices, size, page_size)
         name += f" scaled to {_kib(page_size)}"
         simplified.append(f"no cost table for {_kib(page_size)} pages: {_kib(size)}'s is rescaled")
+    if pmd_order - top != math.log2(page_size / size):
+        simplified.append(f"no cost table for huge pages of order {pmd_order}: {top}'s is rescaled")
     plain = {e: MappingProxyType(o) for e, o in prices.items() if not e.startswith(COMPONENT)}
     return CostTable(name, MappingProxyType(plain), tuple(simplified))
 
 
-def cost_tables(folder: Path) -> str:
+def cost_tables(s: Subject) -> str:
     """
-    Return which tables an architecture has, "6.12 4K, 6.12 16K".
+    Return which tables an architecture has, "6.12 4K, 6.12 16K"; "" = none, another's are used.
 
     Raises:
-        ArchError: its costs.csv is malformed.
+        ArchError: its costs.csv is malformed, or a kernel of it finds no prices.
     """
+    path = s.folder / "costs.csv"
     try:
-        tables = _read(folder / "costs.csv")
+        tables = _read(path) if path.exists() else {}
+        for config in s.kernels.values():
+            g = s.arch.geometry(int(config["PAGE_SHIFT"]))
+            release = str(config["COST_RELEASE"])
+            load_costs(s.folder, 1 << g.page_shift, release, g.pmd_order)
     except CostError as e:
         raise ArchError(str(e)) from None
     return ", ".join(f"{release} {_kib(size)}" for release, size in tables)
@@ -202,10 +229,9 @@ def _kib(size: int) -> str:
 
 
 def _release_key(release: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in release.split("."))
-    except ValueError:
-        raise CostError(f"COST_RELEASE={release!r}: not of the form 6.12") from None
+    if not _RELEASE.fullmatch(release):
+        raise CostError(f"COST_RELEASE={release!r}: not of the form 6.12")
+    return tuple(int(part) for part in release.split("."))
 
 
 def _read(path: Path) -> dict[tuple[str, int], Prices]:
@@ -219,54 +245,76 @@ def _read(path: Path) -> dict[tuple[str, int], Prices]:
         raise CostError(f"{shown(path)}:1: not a cost table; its columns are {','.join(COLUMNS)}")
     tables: dict[tuple[str, int], Prices] = {}
     for number, row in enumerate(rows, 2):
-        try:
-            release, size, event, order, instructions, source = row
-            _release_key(release)
-            key, value = int(order) if order else None, float(instructions)
-            event_prices = tables.setdefault((release, int(size)), {}).setdefault(event, {})
-        except (ValueError, CostError):
-            raise CostError(f"{shown(path)}:{number}: not a price: {','.join(row)}") from None
+        if len(row) != len(COLUMNS):
+            raise CostError(f"{shown(path)}:{number}: not a price: {','.join(row)}")
+        release, size, event, order, instructions, source = row
         for wrong, what in (
-            (int(size) not in PAGE_SIZES, f"page_size: {size} is not bytes of a base page"),
+            (not _RELEASE.fullmatch(release), f"release: {release} is not of the form 6.12"),
+            (
+                size not in map(str, PAGE_SIZES),
+                f"page_size: {size} is not bytes of a base page",
+            ),
             (
                 event.removeprefix(COMPONENT) not in _EVENTS,
                 f"event: {event} is none that is counted",
             ),
-            (not math.isfinite(value), f"instructions: {instructions} is no price"),
-            (key in event_prices, f"{event}: a second price"),
+            (not _ORDER.fullmatch(order), f"order: {order} is none"),
+            (not _is_price(instructions, event), f"instructions: {instructions} is no price"),
             (not source, "source: not given; say which measurement"),
         ):
             if wrong:
                 raise CostError(f"{shown(path)}:{number}: {what}")
-        event_prices[key] = value
+        event_prices = tables.setdefault((release, int(size)), {}).setdefault(event, {})
+        key = int(order) if order else None
+        if key in event_prices:
+            raise CostError(f"{shown(path)}:{number}: {event}: a second price")
+        event_prices[key] = float(instructions)
     if not tables:
         raise CostError(f"{shown(path)}: the cost table is empty; make it by scripts/make_costs.py")
-    for (_, page_size), prices in tables.items():
-        _check_orders(path, _pmd_order(page_size), prices)
+    for (release, page_size), prices in tables.items():
+        if lacking := [event for event in _GROUP_OF if event not in prices]:
+            raise CostError(
+                f"{shown(path)}: {release} {_kib(page_size)}: no {lacking[0]}; "
+                "make it anew by scripts/make_costs.py"
+            )
+        _check_orders(path, prices)
     return tables
 
 
-def _check_orders(path: Path, pmd_order: int, prices: Prices) -> None:
-    """Raise CostError unless each by-order event has orders 0 ... pmd_order and nothing else."""
+def _is_price(text: str, event: str) -> bool:
+    """Return whether a word is instructions of an event."""
+    try:
+        return math.isfinite(float(text)) and (float(text) >= 0 or event == _CORRECTION)
+    except ValueError:
+        return False
+
+
+def _orders(prices: Prices) -> set[int]:
+    """Return the orders that some event has."""
+    return {o for by_order in prices.values() for o in by_order if o is not None}
+
+
+def _check_orders(path: Path, prices: Prices) -> None:
+    """Raise CostError unless each by-order event has orders 0 ... the PMD's and no other has any."""
+    pmd_order = max({2} | _orders(prices))
     for event, by_order in prices.items():
-        if set(by_order) not in ({None}, set(range(pmd_order + 1))):
-            raise CostError(f"{shown(path)}: {event}: needs one price, or orders 0 to {pmd_order}")
+        if event.removeprefix(COMPONENT) in BY_ORDER:
+            if set(by_order) != set(range(pmd_order + 1)):
+                raise CostError(f"{shown(path)}: {event}: needs orders 0 to {pmd_order}")
+        elif set(by_order) != {None}:
+            raise CostError(f"{shown(path)}: {event}: needs one price, of no order")
 
 
-def _pmd_order(page_size: int) -> int:
-    """Return the order of a folio that fills one page table's range."""
-    return (page_size // ENTRY_BYTES).bit_length() - 1
-
-
-def _rescale(prices: Prices, size: int, target: int) -> Prices:
+def _rescale(prices: Prices, size: int, target: int, top: int) -> Prices:
     """
     Return prices of a base page of ``size`` bytes as they would be for ``target`` bytes.
+
+    ``top`` is the order of huge pages there.
 
     What an event spends on clearing and copying (its ``component:`` row) grows with the page; the
     rest stays. A page table's scan is counted by entries (zap_none), so it grows by itself.
     SIMPLIFIED: the step down at contiguous PTEs stays at the order where the source has it.
     """
-    top = _pmd_order(target)
     scaled: Prices = {}
     for event, by_order in prices.items():
         if event.startswith(COMPONENT):
@@ -294,8 +342,9 @@ def _reorder(values: dict[int, float], top: int, per_page: bool) -> dict[int, fl
     (each page is cleared or freed).
     """
     pmd = max(values)
-    low, high = 1 << 2, 1 << (pmd - 1)
-    at_low, at_high = values[2], values[pmd - 1]
+    start = min(2, pmd - 2)
+    low, high = 1 << start, 1 << (pmd - 1)
+    at_low, at_high = values[start], values[pmd - 1]
     if per_page:
         at_low, at_high = at_low * low, at_high * high
     slope = (at_high - at_low) / (high - low)

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from virtmm.tools.report.cost import COLUMNS, GROUPS, CostError, CostTable, load_costs
+from virtmm.arch import load_arch, names
+from virtmm.tools.report.cost import BY_ORDER, COLUMNS, GROUPS, CostError, CostTable, load_costs
 
 from virtmm import topdir
 
@@ -21,8 +22,12 @@ TABLES = [
 ]
 
 
-def load(arch: str, page_size: int = 4096, release: str = "6.12") -> CostTable:
-    return load_costs(ARCH / arch, page_size, release)
+def load(
+    arch: str, page_size: int = 4096, release: str = "6.12", pmd_order: int | None = None
+) -> CostTable:
+    """Return the prices of a page table whose tables fill a page, unless its order is given."""
+    usual = (page_size // 8).bit_length() - 1
+    return load_costs(ARCH / arch, page_size, release, pmd_order or usual)
 
 
 def events_of_the_arena() -> dict[str, bool]:
@@ -33,18 +38,24 @@ def events_of_the_arena() -> dict[str, bool]:
 # --- every event has a price -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page_size", [4096, 16384, 65536])
-@pytest.mark.parametrize("arch", sorted(p.name for p in ARCH.iterdir() if (p / "arch.py").exists()))
+@pytest.mark.parametrize(
+    ("arch", "page_size", "pmd_order"),
+    [
+        (name, 1 << g.page_shift, g.pmd_order)
+        for name in names()
+        for g in load_arch(name).geometries
+    ],
+)
 @pytest.mark.parametrize("release", ["6.12", "7.3"])
-def test_every_event_of_the_arena_has_a_price(arch, page_size, release):
+def test_every_event_of_the_arena_has_a_price(arch, page_size, pmd_order, release):
     events = events_of_the_arena()
     assert len(events) > 20
-    pmd_order = (page_size // 8).bit_length() - 1
+    assert {name for name, by_order in events.items() if by_order} == BY_ORDER
     counts = {
         name: {str(o): 1 for o in range(pmd_order + 1)} if by_order else 1
         for name, by_order in events.items()
     }
-    table = load(arch, page_size, release)
+    table = load(arch, page_size, release, pmd_order)
     assert table.price(counts)["total"] > 0
 
 
@@ -269,10 +280,10 @@ def test_nearest_release_is_the_next_older_else_the_oldest(release, used):
 
 
 def test_an_architecture_without_a_table_uses_arm64s(tmp_path):
-    table = load_costs(ARCH / "no-such-port", 4096, "6.12")
+    table = load("no-such-port")
     assert table.name == "arm64 4K 6.12"
     assert table.simplified == ("no-such-port has no cost table: arm64's is used",)
-    outside = load_costs(tmp_path / "riscv", 4096, "6.12")
+    outside = load_costs(tmp_path / "riscv", 4096, "6.12", 9)
     assert (outside.name, outside.prices) == (table.name, table.prices)
 
 
@@ -319,6 +330,46 @@ def test_orders_stretch_to_the_pmd_of_the_larger_page():
             small.prices[event][11] * (1 << 11)
         )
         assert big.prices[event][11] == pytest.approx(small.prices[event][10], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("page_size", "order", "usual"), [(4096, 8, 9), (4096, 11, 9), (65536, 5, 13)]
+)
+def test_huge_pages_of_another_order(page_size, order, usual):
+    """s390's and powerpc's are mapped by one entry as arm64's are, and said to be rescaled."""
+    usual_table, table = (load("no-such-port", page_size, "6.12", o) for o in (usual, order))
+    more = f"no cost table for huge pages of order {order}: {9 if usual == 9 else 11}'s is rescaled"
+    assert table.simplified == (*usual_table.simplified, more)
+    ours, theirs = table.prices, usual_table.prices
+    assert max(ours["anon_fault"]) == order
+    for event in ("zap_anon", "fork_anon", "mprotect_anon"):
+        assert ours[event][order] * (1 << order) == pytest.approx(
+            theirs[event][usual] * (1 << usual)
+        )
+    # Clearing it is most of it.
+    assert ours["anon_fault"][order] / (1 << order) == pytest.approx(
+        theirs["anon_fault"][usual] / (1 << usual), rel=0.01
+    )
+    for o in range(2, min(order, usual)):
+        assert ours["zap_anon"][o] == theirs["zap_anon"][o]
+
+
+def test_a_table_of_huge_pages_of_another_order(tmp_path):
+    """A port's own table ends at the order of its huge pages."""
+
+    def wanted(row):
+        return row["page_size"] == "4096" and (not row["order"] or int(row["order"]) <= 5)
+
+    copy_of(tmp_path / "foo", "arm64", wanted)
+    table = load_costs(tmp_path / "foo", 4096, "6.12", 5)
+    assert (table.name, table.simplified) == ("foo 4K 6.12", ())
+    assert max(table.prices["anon_fault"]) == 5
+    with pytest.raises(CostError, match=r"6\.12 4K: orders 0 to 5, its huge pages have order 9; "):
+        load_costs(tmp_path / "foo", 4096, "6.12", 9)
+    copy_of(tmp_path / "foo", "arm64", lambda row: wanted(row) and (row["order"] or "0") in "012")
+    scaled = load_costs(tmp_path / "foo", 16384, "6.12", 4).prices["anon_fault"]
+    assert sorted(scaled) == [0, 1, 2, 3, 4]
+    assert sorted(scaled.values()) == list(scaled.values())
 
 
 def test_nearest_page_size_by_ratio_the_smaller_of_two():
@@ -371,15 +422,21 @@ HEADER = ",".join(COLUMNS) + "\n"
         ("a,b\n", r":1: not a cost table"),
         (HEADER, r": the cost table is empty"),
         (HEADER + "6.12,4096,fork\n", r":2: not a price: 6\.12,4096,fork$"),
-        (HEADER + "new,4096,fork,,1,x\n", r":2: not a price"),
-        (HEADER + "6.12,4096,fork,,many,x\n", r":2: not a price"),
+        (HEADER + "new,4096,fork,,1,x\n", r":2: release: new is not of the form 6\.12$"),
+        (HEADER + "6.12,4096,fork,,many,x\n", r":2: instructions: many is no price$"),
+        (HEADER + "6.12,4096,fork,x,1,x\n", r":2: order: x is none$"),
+        (HEADER + "6.12,8K,fork,,1,x\n", r":2: page_size: 8K is not bytes of a base page$"),
         (HEADER + "6.12,4096,fork,,nan,x\n", r":2: instructions: nan is no price$"),
         (HEADER + "6.12,4096,fork,,1,x\n6.12,4096,fork,,2,x\n", r":3: fork: a second price$"),
         (HEADER + "6.12,5000,fork,,1,x\n", r":2: page_size: 5000 is not bytes of a base page$"),
         (HEADER + "6.12,0,fork,,1,x\n", r":2: page_size: 0 is not bytes"),
         (HEADER + "6.12,4096,forkk,,1,x\n", r":2: event: forkk is none that is counted$"),
         (HEADER + "6.12,4096,fork,,1,\n", r":2: source: not given; say which measurement$"),
-        (HEADER + "6.12,4096,anon_fault,0,1,x\n", r": anon_fault: needs one price, or orders 0 to"),
+        (HEADER + "6.12,4096,fork,,-1,x\n", r":2: instructions: -1 is no price$"),
+        (
+            HEADER + "6.12,8192,anon_fault,,1,x\n",
+            r": 6\.12 8K: no zero_page_fault; make it anew by scripts/make_costs\.py$",
+        ),
         (b"\xff\xfe\x00", r": cannot read the cost table"),
     ],
 )
@@ -388,8 +445,32 @@ def test_broken_tables_are_one_clear_line(tmp_path, text, message):
     folder.mkdir()
     (folder / "costs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(CostError, match=message) as e:
-        load_costs(folder, 4096, "6.12")
+        load_costs(folder, 4096, "6.12", 9)
     assert "\n" not in str(e.value)
+
+
+def copy_of(folder, arch, wanted):
+    """Write the rows of a table that are wanted into a folder."""
+    with (ARCH / arch / "costs.csv").open(newline="") as f:
+        rows = [row for row in csv.DictReader(f) if wanted(row)]
+    folder.mkdir(exist_ok=True)
+    with (folder / "costs.csv").open("w", newline="") as f:
+        out = csv.DictWriter(f, COLUMNS)
+        out.writeheader()
+        out.writerows(rows)
+
+
+@pytest.mark.parametrize("event", ["zap_none", "anon_fault"])
+def test_a_table_has_every_event(tmp_path, event):
+    copy_of(tmp_path / "foo", "x86", lambda row: row["event"] != event)
+    with pytest.raises(CostError, match=rf": 6\.12 4K: no {event}; make it anew by scripts/"):
+        load_costs(tmp_path / "foo", 4096, "6.12", 9)
+
+
+def test_a_table_has_every_order(tmp_path):
+    copy_of(tmp_path / "foo", "x86", lambda row: (row["event"], row["order"]) != ("wp_copy", "3"))
+    with pytest.raises(CostError, match=r"costs\.csv: wp_copy: needs orders 0 to 9$"):
+        load_costs(tmp_path / "foo", 4096, "6.12", 9)
 
 
 def test_each_price_says_where_it_comes_from():
