@@ -6,16 +6,18 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from virtmm.mm import contpte, layout, pgtable
+from virtmm.mm import contpte, layout, mprotect, pgtable
 from virtmm.mm.page_alloc import folio_alloc
 from virtmm.mm.ranges import PyRanges
 from virtmm.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
+from virtmm.mm.vma import vma_lookup
 from virtmm.subject import want
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from virtmm.arch.params import Attr
+    from virtmm.machine import Machine
     from virtmm.mm.arena import Arena
     from virtmm.subject import Subject
 
@@ -145,7 +147,7 @@ def check_contiguous(s: Subject) -> str:
             with s.boot(kernel, f"{symbol}=y") as m:
                 if m.k.geometry.cont_order:  # another page size has it
                     sizes[m.k.page_shift] = m.k.cont_nr
-                    _fold_and_unfold(m.k)
+                    _fold_and_unfold(m)
     for g in s.arch.geometries:
         want(
             not g.cont_order or g.page_shift in sizes,
@@ -155,14 +157,18 @@ def check_contiguous(s: Subject) -> str:
     return f"blocks of {', '.join(map(str, sorted(sizes.values())))} entries"
 
 
-def _fold_and_unfold(k: Arena) -> None:
+def _fold_and_unfold(m: Machine) -> None:
+    k = m.k
     nr, table = k.cont_nr, _table(k)
     folio = folio_alloc(k, k.geometry.cont_order, layout.PG_table, layout.ZONE_TABLE)
     prot = pgtable.vm_get_page_prot(k, VM_READ)
     entry = pgtable.mk_pte(k, folio, prot)
+    m.spawn(1)
+    m.mmap(1, k.pmd_size, nr * m.page_size)
+    vma = vma_lookup(k, m._mm(1), k.pmd_size)
 
-    def block_is(folded: bool, what: str) -> None:
-        """Raise CheckError unless all or no entries have the bit, and each its page."""
+    def block_is(folded: bool, what: str, marked: bool = False) -> None:
+        """Raise CheckError unless all or no entries have the bit, each its page; likewise the marks."""
         for i, found in enumerate(k.phys[table : table + nr].tolist()):
             if found:
                 on = contpte.pte_cont(k, found)
@@ -175,12 +181,23 @@ def _fold_and_unfold(k: Arena) -> None:
                     got == folio + i,
                     f"pte.cont: {what} changes pfn {folio + i:#x} to {got:#x}; {_PFN}",
                 )
+                for name in ("young", "dirty"):
+                    on = _reads(found, getattr(k.arch.pte, name))
+                    want(
+                        on == marked,
+                        f"pte.{name}: {on} in entry {i} of {nr}, {found:#x}, {what}; {_MARK}",
+                    )
+
+    def mark(i: int) -> None:
+        """Make one entry young and dirty, as the hardware does."""
+        k.phys[table + i] = pgtable.pte_mkdirty(k, pgtable.pte_mkyoung(k, k.phys[table + i]))
 
     for last in sorted({0, nr // 2, nr - 1}):
         contpte.set_ptes(k, table, entry, nr)
         block_is(True, "after set_ptes() of a whole block")
+        mark((last + 1) % nr)
         contpte.ptep_clear(k, table + last)
-        block_is(False, f"after ptep_clear() of entry {last}")
+        block_is(False, f"after ptep_clear() of entry {last}, one of the others marked", True)
         k.ops.clear_ptes(table, nr)
     for i in range(nr):
         block_is(False, f"after set_pte() of {i} entries")
@@ -189,3 +206,15 @@ def _fold_and_unfold(k: Arena) -> None:
     contpte.set_access_flags(k, table, pgtable.pte_mkwrite(k, k.phys[table]))
     block_is(False, "after pte_mkwrite() of the first")
     k.ops.clear_ptes(table, nr)
+    for marked in (0, nr - 2):
+        k.ops.set_ptes(table, entry, nr - 1)
+        mark(marked)
+        contpte.set_pte(k, table + nr - 1, entry + (nr - 1 << k.pfn_shift))
+        if k.config.contpte_fold:
+            block_is(True, f"after set_pte() of the last, entry {marked} marked", True)
+        k.ops.clear_ptes(table, nr)
+        k.ops.set_ptes(table, entry, nr)
+        mark(marked)
+        mprotect.change_batch(k, vma, table, nr)
+        block_is(True, f"after change_batch() of a block, entry {marked} marked", True)
+        k.ops.clear_ptes(table, nr)

@@ -4,7 +4,7 @@
 import pytest
 from virtmm.arch import names
 from virtmm.arch.params import ArchError
-from virtmm.mm import contpte, pgtable
+from virtmm.mm import contpte, mprotect, pgtable
 from virtmm.mm.debug_vm import VmBug
 from virtmm.mm.ranges import PyRanges
 from virtmm.tools.report.cost import COLUMNS, cost_tables
@@ -320,6 +320,8 @@ def raise_bug(k):
             contpte, "_try_fold", lambda k, pte, entry: None, "contiguous",
             "pte.cont: False in entry 0 of 32, ",
         ),
+        (contpte, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 1 of 32, "),
+        (mprotect, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 0 of 32, "),
         (
             machine, "validate", raise_bug, "golden",
             "fork.trace: DEBUG_VM: a page is lost (defconfig, DEBUG_VM=y)",
