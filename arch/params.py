@@ -160,7 +160,7 @@ class PteFormat:
         prot_none: marks a present page of a PROT_NONE mapping (``present`` is off then).
         leaf: at a level above the last, the entry maps memory itself rather than a table. Where
             ``user`` reads as a leaf already, an entry is the same at every level.
-        cont: the entry belongs to a block of contiguous ones; None where there is no such bit.
+        cont: the entry belongs to a block of contiguous ones, bits that are 1 then; None where there is none.
         pfn_pos: bit where the page frame number starts; None = at the page shift (physical address).
         pfn_bits: how many bits the physical address has (pfn_pos None) or the pfn field has.
         address_shift: by how many bits the physical address is moved up (pfn_pos None).
@@ -201,6 +201,11 @@ class PteFormat:
         fields = self.attributes()
         for name, attr in fields.items():
             attr.check(f"{where}.{name}")
+        if (cont := self.cont) and (cont.on != cont.mask or cont.off):
+            raise ArchError(
+                f"{where}.cont: on {cont.on:#x}, off {cont.off:#x} of mask {cont.mask:#x}; "
+                "they must be bits that are 1 when on"
+            )
         if not self.present.on:
             raise ArchError(
                 f"{where}.present: on {self.present.on:#x}, so that an empty entry, 0, is present; "

@@ -160,6 +160,7 @@ def check_contiguous(s: Subject) -> str:
 def _fold_and_unfold(m: Machine) -> None:
     k = m.k
     nr, table = k.cont_nr, _table(k)
+    cont = k.arch.pte.attributes()["cont"]
     folio = folio_alloc(k, k.geometry.cont_order, layout.PG_table, layout.ZONE_TABLE)
     prot = pgtable.vm_get_page_prot(k, VM_READ)
     entry = pgtable.mk_pte(k, folio, prot)
@@ -171,7 +172,7 @@ def _fold_and_unfold(m: Machine) -> None:
         """Raise CheckError unless all or no entries have the bit, each its page; likewise the marks."""
         for i, found in enumerate(k.phys[table : table + nr].tolist()):
             if found:
-                on = contpte.pte_cont(k, found)
+                on = _reads(found, cont)
                 want(
                     on == folded,
                     f"pte.cont: {on} in entry {i} of {nr}, {found:#x}, {what}; {_MARK}",

@@ -80,6 +80,21 @@ def test_on_and_off_are_two_values_of_the_mask(attr, message):
     assert refusal(dirty=attr) == f"x86.pte.dirty: {message}"
 
 
+@pytest.mark.parametrize(
+    ("attr", "message"),
+    [
+        (Attr.inverted(58), "on 0x0, off 0x400000000000000 of mask 0x400000000000000"),
+        (Attr(0xC00, 0x800, 0x400), "on 0x800, off 0x400 of mask 0xc00"),
+        (Attr(0xC00, 0x800), "on 0x800, off 0x0 of mask 0xc00"),
+        (Attr(0xC00, 0xC00, 0x400), "on 0xc00, off 0x400 of mask 0xc00"),
+    ],
+)
+def test_the_contiguous_mark_is_bits_that_are_1(attr, message):
+    """A block is found and marked by its mask alone."""
+    assert refusal(cont=attr) == f"x86.pte.cont: {message}; they must be bits that are 1 when on"
+    assert params(cont=Attr(0xC00, 0xC00)).pte.cont
+
+
 @pytest.mark.parametrize("name", ["user", "table"])
 def test_fixed_bits_are_present_and_leave_the_pfn_alone(name):
     value = getattr(GOOD.pte, name)
