@@ -157,65 +157,78 @@ def check_contiguous(s: Subject) -> str:
     return f"blocks of {', '.join(map(str, sorted(sizes.values())))} entries"
 
 
+def _want_block(k: Arena, pte: int, first: int, *, folded: bool, marked: bool, what: str) -> None:
+    """Raise CheckError unless what is not empty of a block is as wanted, from page ``first`` on."""
+    wanted = {"cont": folded, "young": marked, "dirty": marked}
+    for i, found in enumerate(k.phys[pte : pte + k.cont_nr].tolist()):
+        if not found:
+            continue
+        for name, on in wanted.items():
+            got = _reads(found, k.arch.pte.attributes()[name])
+            want(
+                got == on,
+                f"pte.{name}: {got} in entry {i} of {k.cont_nr}, {found:#x}, {what}; {_MARK}",
+            )
+        pfn = pgtable.pte_pfn(k, found)
+        want(pfn == first + i, f"pte.cont: {what} changes pfn {first + i:#x} to {pfn:#x}; {_PFN}")
+
+
 def _fold_and_unfold(m: Machine) -> None:
-    k = m.k
-    nr, table = k.cont_nr, _table(k)
-    cont = k.arch.pte.attributes()["cont"]
+    k, nr, step = m.k, m.k.cont_nr, 1 << m.k.pfn_shift
+    table = _table(k)
     folio = folio_alloc(k, k.geometry.cont_order, layout.PG_table, layout.ZONE_TABLE)
-    prot = pgtable.vm_get_page_prot(k, VM_READ)
-    entry = pgtable.mk_pte(k, folio, prot)
-    m.spawn(1)
-    m.mmap(1, k.pmd_size, nr * m.page_size)
-    vma = vma_lookup(k, m._mm(1), k.pmd_size)
+    entry = pgtable.mk_pte(k, folio, pgtable.vm_get_page_prot(k, VM_READ))
 
-    def block_is(folded: bool, what: str, marked: bool = False) -> None:
-        """Raise CheckError unless all or no entries have the bit, each its page; likewise the marks."""
-        for i, found in enumerate(k.phys[table : table + nr].tolist()):
-            if found:
-                on = _reads(found, cont)
-                want(
-                    on == folded,
-                    f"pte.cont: {on} in entry {i} of {nr}, {found:#x}, {what}; {_MARK}",
-                )
-                got = pgtable.pte_pfn(k, found)
-                want(
-                    got == folio + i,
-                    f"pte.cont: {what} changes pfn {folio + i:#x} to {got:#x}; {_PFN}",
-                )
-                for name in ("young", "dirty"):
-                    on = _reads(found, getattr(k.arch.pte, name))
-                    want(
-                        on == marked,
-                        f"pte.{name}: {on} in entry {i} of {nr}, {found:#x}, {what}; {_MARK}",
-                    )
-
-    def mark(i: int) -> None:
-        """Make one entry young and dirty, as the hardware does."""
-        k.phys[table + i] = pgtable.pte_mkdirty(k, pgtable.pte_mkyoung(k, k.phys[table + i]))
+    def block_is(folded: bool, what: str, first: int = folio) -> None:
+        _want_block(k, table, first, folded=folded, marked=False, what=what)
 
     for last in sorted({0, nr // 2, nr - 1}):
         contpte.set_ptes(k, table, entry, nr)
         block_is(True, "after set_ptes() of a whole block")
-        mark((last + 1) % nr)
         contpte.ptep_clear(k, table + last)
-        block_is(False, f"after ptep_clear() of entry {last}, one of the others marked", True)
+        block_is(False, f"after ptep_clear() of entry {last}")
         k.ops.clear_ptes(table, nr)
     for i in range(nr):
         block_is(False, f"after set_pte() of {i} entries")
-        contpte.set_pte(k, table + i, entry + (i << k.pfn_shift))
+        contpte.set_pte(k, table + i, entry + i * step)
     block_is(k.config.contpte_fold, "after set_pte() of each")
     contpte.set_access_flags(k, table, pgtable.pte_mkwrite(k, k.phys[table]))
     block_is(False, "after pte_mkwrite() of the first")
     k.ops.clear_ptes(table, nr)
-    for marked in (0, nr - 2):
+    contpte.set_ptes(k, table, entry + step, nr)
+    block_is(False, "after set_ptes() of pages that are not aligned", folio + 1)
+    k.ops.clear_ptes(table, nr)
+    m.spawn(1)
+    m.mmap(1, k.pmd_size, nr * m.page_size)
+    for marked in sorted({0, nr // 2 - 1, nr - 2}):
+        _share_marks(k, table, folio, marked, vma_lookup(k, m._mm(1), k.pmd_size))
+
+
+def _share_marks(k: Arena, table: int, folio: int, marked: int, vma: int) -> None:
+    """Raise CheckError unless a block is young and dirty when the hardware made one entry so."""
+    nr, step = k.cont_nr, 1 << k.pfn_shift
+    entry = pgtable.mk_pte(k, folio, pgtable.vm_get_page_prot(k, VM_READ))
+
+    def mark() -> None:
+        k.phys[table + marked] = pgtable.pte_mkdirty(
+            k, pgtable.pte_mkyoung(k, k.phys[table + marked])
+        )
+
+    def block_is(folded: bool, what: str) -> None:
+        what = f"after {what}, entry {marked} young and dirty"
+        _want_block(k, table, folio, folded=folded, marked=True, what=what)
+        k.ops.clear_ptes(table, nr)
+
+    contpte.set_ptes(k, table, entry, nr)
+    mark()
+    contpte.ptep_clear(k, table + nr - 1)
+    block_is(False, "ptep_clear() of the last")
+    if k.config.contpte_fold:
         k.ops.set_ptes(table, entry, nr - 1)
-        mark(marked)
-        contpte.set_pte(k, table + nr - 1, entry + (nr - 1 << k.pfn_shift))
-        if k.config.contpte_fold:
-            block_is(True, f"after set_pte() of the last, entry {marked} marked", True)
-        k.ops.clear_ptes(table, nr)
-        k.ops.set_ptes(table, entry, nr)
-        mark(marked)
-        mprotect.change_batch(k, vma, table, nr)
-        block_is(True, f"after change_batch() of a block, entry {marked} marked", True)
-        k.ops.clear_ptes(table, nr)
+        mark()
+        contpte.set_pte(k, table + nr - 1, entry + (nr - 1) * step)
+        block_is(True, "set_pte() of the last")
+    k.ops.set_ptes(table, entry, nr)
+    mark()
+    mprotect.change_batch(k, vma, table, nr)
+    block_is(True, "change_batch() of all")

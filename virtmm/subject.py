@@ -74,12 +74,13 @@ class Subject:
         sets = (f"MEMORY_MB={config['MEMORY_MB']}", *sets)
         return resolve(config.arch, kernel, sets=sets, arch_dir=config.arch_dir)
 
-    def variants(self) -> Iterator[ResolvedConfig]:
-        """Yield the configurations that the checks boot, as far as their cores may differ."""
+    def variants(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield what the checks boot, as far as cores may differ: a kernel and further settings."""
         for kernel, config in self.kernels.items():
-            yield config
+            yield kernel, ()
             for symbol in self.contpte if config.get("TRANSPARENT_HUGEPAGE") else ():
-                yield self.resolve(kernel, f"{symbol}=y")
+                if not config[symbol]:  # as in mainline, or before the series
+                    yield kernel, (f"{symbol}=y",)
 
     def boot(self, kernel: str, *sets: str) -> Machine:
         """Boot a kernel with further settings; memory sizes that it has are all on."""

@@ -319,8 +319,12 @@ def raise_bug(k):
             contpte, "_try_fold", lambda k, pte, entry: None, "contiguous",
             "pte.cont: False in entry 0 of 32, ",
         ),
-        (contpte, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 1 of 32, "),
+        (contpte, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 0 of 32, "),
         (mprotect, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 0 of 32, "),
+        (  # whatever its pages are
+            contpte, "set_ptes", lambda k, pte, entry, nr: k.ops.set_ptes(pte, entry | k.cont_bit, nr),
+            "contiguous", "pte.cont: True in entry 0 of 32, ",
+        ),
         (
             machine, "validate", raise_bug, "golden",
             "fork.trace: DEBUG_VM: a page is lost (defconfig, DEBUG_VM=y)",
@@ -377,6 +381,17 @@ def test_the_twins_can_differ(folder, monkeypatch):
     check, text = failure(folder)
     assert check == "C = Python"
     assert text.startswith("defconfig: memory with FAST_FAULT=y and with FAST_FAULT=n differ")
+
+
+def test_programs_run_with_blocks_too(folder, monkeypatch):
+    """Though no kernel has them; in Python a part that goes does not unfold its block."""
+    edit(folder, "configs/linux-6.12_defconfig", "CONFIG_FOO_CONTPTE=y\n", "")
+    monkeypatch.setattr(contpte, "unfold_edges", lambda k, pte, nr: None)
+    outcomes = {o.check: o.text for o in arch_check("foo", folder) if o.status == "FAILED"}
+    assert list(outcomes) == ["C = Python", "golden", "tiers"]
+    kernel = "linux-6.12, FOO_CONTPTE=y"
+    assert outcomes["C = Python"].startswith(f"{kernel}: memory with FAST_FAULT=y and with FAST_")
+    assert f"({kernel}, DEBUG_VM=y)" in outcomes["golden"]
 
 
 def test_the_benchmark_can_fail(folder, monkeypatch):
