@@ -148,7 +148,7 @@ class PteFormat:
     The bits of a page-table entry, the same at every level.
 
     Each attribute has bits of its own. Only present and prot_none may share some, as they do where the
-    two are one field of the machine's, and ``user`` has bits of present and leaf.
+    two are one field of the machine's, and ``user`` has bits of present, prot_none and leaf.
 
     Attributes:
         user: bits set in every user leaf entry besides the attributes below (type, cacheability, user).
@@ -267,6 +267,11 @@ class PteFormat:
         if not (self.user & ~none.mask | none.off) & present.mask == present.on:
             raise ArchError(
                 f"{where}.prot_none: off {none.off:#x} is not present; keep {present.on:#x} in it"
+            )
+        if wrong := _bits((self.user ^ none.off) & none.mask):
+            raise ArchError(
+                f"{where}.user: {self.user:#x} does not say that prot_none is off; "
+                f"bit {wrong[0]} must be {none.off >> wrong[0] & 1}"
             )
         off = self.user & ~present.mask | present.off
         if (off & ~none.mask | none.on) & present.mask == present.on:

@@ -154,6 +154,14 @@ def test_leaf_is_no_other_mark(name, bit):
     assert refusal(leaf=Attr.bit(bit)) == f"x86.pte.leaf: bit {bit} overlaps {name}{OTHER}"
 
 
+def test_user_says_that_prot_none_is_off():
+    """Else every entry of a page that may be accessed is not as ``user`` says."""
+    for bit, attr, wanted in ((2, Attr.bit(2), 0), (11, Attr.inverted(11), 1)):
+        message = f"user: 0x5 does not say that prot_none is off; bit {bit} must be {wanted}"
+        assert refusal(prot_none=attr) == f"x86.pte.{message}"
+    assert params(user=0x805, prot_none=Attr.inverted(11)).pte.user == 0x805
+
+
 def test_nothing_present_and_prot_none_are_told_apart():
     message = "x86.pte.present: on 0x0, so that an empty entry, 0, is present; take a bit that is 1"
     for bit in (0, 11):
