@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """An attribute is on or off whatever bits say so: machines that differ in them only do the same."""
 
+import subprocess
+
 import pytest
 from virtmm.mm import pgtable
 from virtmm.mm.debug_vm import validate
 from virtmm.mm.vm_flags import MADV_COLD, MADV_FREE, PROT_EXEC, PROT_READ, PROT_WRITE
 
+from virtmm import build_core, topdir
 from virtmm.check_running import RUNS
 from virtmm.kconfig import resolve
 from virtmm.machine import Machine
@@ -58,6 +61,20 @@ def boot(tmp_path_factory):
     yield boot
     for m in machines:
         m.close()
+
+
+@pytest.mark.parametrize("bits", [PLAIN, INVERTED, TWO])
+def test_an_empty_entry_is_not_present(boot, bits, tmp_path):
+    """No loop of the core asks that of one, so a program does."""
+    k, csrc = boot(bits).k, topdir() / "csrc"
+    assert not pgtable.pte_present(k, 0)
+    (tmp_path / "geometry.h").write_text(build_core.geometry_h(k.arch, k.page_shift))
+    (tmp_path / "core_api.h").write_text(build_core.declarations(csrc)[1])
+    main = tmp_path / "main.c"
+    main.write_text('#include "core.h"\nint main(void) { return pte_present(0); }\n')
+    program = tmp_path / "main"
+    subprocess.run(["gcc", "-I", tmp_path, "-I", csrc, "-o", program, main], check=True)
+    assert subprocess.run([program], check=False).returncode == 0
 
 
 def at(m, page):
