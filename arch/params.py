@@ -147,7 +147,7 @@ class PteFormat:
     The bits of a page-table entry, the same at every level.
 
     Each attribute has bits of its own. Only present and prot_none may share some, as they do where the
-    two are one field of the machine's, and ``user`` has bits of present and leaf.
+    two are one field of the machine's, and ``user`` has bits of present, prot_none and leaf.
 
     Attributes:
         user: bits set in every user leaf entry besides the attributes below (type, cacheability, user).
@@ -159,7 +159,7 @@ class PteFormat:
         prot_none: marks a present page of a PROT_NONE mapping (``present`` is off then).
         leaf: at a level above the last, the entry maps memory itself rather than a table. Where
             ``user`` reads as a leaf already, an entry is the same at every level.
-        cont: the entry belongs to a block of contiguous ones; None where there is no such bit.
+        cont: the entry belongs to a block of contiguous ones, bits that are 1 then; None where there is none.
         pfn_pos: bit where the page frame number starts; None = at the page shift (physical address).
         pfn_bits: how many bits the physical address has (pfn_pos None) or the pfn field has.
         address_shift: by how many bits the physical address is moved up (pfn_pos None).
@@ -200,6 +200,11 @@ class PteFormat:
         fields = self.attributes()
         for name, attr in fields.items():
             attr.check(f"{where}.{name}")
+        if (cont := self.cont) and (cont.on != cont.mask or cont.off):
+            raise ArchError(
+                f"{where}.cont: on {cont.on:#x}, off {cont.off:#x} of mask {cont.mask:#x}; "
+                "they must be bits that are 1 when on"
+            )
         if not self.present.on:
             raise ArchError(
                 f"{where}.present: on {self.present.on:#x}, so that an empty entry, 0, is present; "
@@ -261,6 +266,11 @@ class PteFormat:
         if not (self.user & ~none.mask | none.off) & present.mask == present.on:
             raise ArchError(
                 f"{where}.prot_none: off {none.off:#x} is not present; keep {present.on:#x} in it"
+            )
+        if wrong := _bits((self.user ^ none.off) & none.mask):
+            raise ArchError(
+                f"{where}.user: {self.user:#x} does not say that prot_none is off; "
+                f"bit {wrong[0]} must be {none.off >> wrong[0] & 1}"
             )
         off = self.user & ~present.mask | present.off
         if (off & ~none.mask | none.on) & present.mask == present.on:

@@ -5,18 +5,16 @@
  */
 #include "contpte.h"
 
-static u64 young_dirty(const struct vk *k, u64 first)
+/** young_dirty - the bits of young and of dirty of an entry that is what any of nr entries is */
+u64 young_dirty(const struct vk *k, u64 pte, u64 nr)
 {
-	const u64 both = PTE_YOUNG_ON | PTE_DIRTY_ON;
-	u64 found = 0;
+	int young = 0, dirty = 0;
 
-	for (u64 i = first; found != both && i < first + k->fault[FAULT_CONT_NR]; i++) {
-		if ((k->phys[i] & PTE_YOUNG_MASK) == PTE_YOUNG_ON)
-			found |= PTE_YOUNG_ON;
-		if ((k->phys[i] & PTE_DIRTY_MASK) == PTE_DIRTY_ON)
-			found |= PTE_DIRTY_ON;
+	for (u64 i = pte; !(young && dirty) && i < pte + nr; i++) {
+		young |= (k->phys[i] & PTE_YOUNG_MASK) == PTE_YOUNG_ON;
+		dirty |= (k->phys[i] & PTE_DIRTY_MASK) == PTE_DIRTY_ON;
 	}
-	return found;
+	return (young ? PTE_YOUNG_ON : PTE_YOUNG_OFF) | (dirty ? PTE_DIRTY_ON : PTE_DIRTY_OFF);
 }
 
 /* Count a block that is cleared entry by entry, flushed and written anew. */
@@ -40,7 +38,7 @@ void unfold(struct vk *k, u64 pte)
 	if (!(k->phys[pte] & bit))
 		return;
 	first = pte & ~(nr - 1);
-	modify_ptes(k, first, bit, young_dirty(k, first), nr);
+	modify_ptes(k, first, bit | PTE_YOUNG_MASK | PTE_DIRTY_MASK, young_dirty(k, first, nr), nr);
 	count_conversion(k, WORK_contpte_unfold);
 }
 
@@ -64,7 +62,8 @@ void try_fold(struct vk *k, u64 pte, u64 entry)
 	k->work[WORK_pte_read] += alike ? alike : 1;
 	if (alike <= mask)
 		return;
-	modify_ptes(k, first, 0, k->fault[FAULT_CONT_BIT] | young_dirty(k, first), mask + 1);
+	modify_ptes(k, first, marks, k->fault[FAULT_CONT_BIT] | young_dirty(k, first, mask + 1),
+		    mask + 1);
 	count_conversion(k, WORK_contpte_fold);
 }
 

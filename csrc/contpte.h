@@ -5,6 +5,7 @@
 
 #include "core.h"
 
+u64 young_dirty(const struct vk *k, u64 pte, u64 nr);
 void map_ptes(struct vk *k, u64 pte, u64 entry, u64 nr);
 void unfold(struct vk *k, u64 pte);
 void try_fold(struct vk *k, u64 pte, u64 entry);

@@ -101,7 +101,7 @@ static inline u64 pte_pfn(u64 pte)
 static inline int pte_present(u64 pte)
 {
 	return (pte & PTE_PRESENT_MASK) == PTE_PRESENT_ON ||
-	       (pte & PTE_PROT_NONE_MASK) == PTE_PROT_NONE_ON;
+	       (pte && (pte & PTE_PROT_NONE_MASK) == PTE_PROT_NONE_ON);
 }
 
 static inline u32 *page_record(const struct vk *k, u64 pfn)

@@ -27,11 +27,8 @@ static void change_batch(struct vk *k, const u64 *vma, u64 pte, u64 nr)
 {
 	u64 writable = (vma[VMA_FLAGS] & (VM_WRITE | VM_SHARED)) == VM_WRITE;
 	u64 entry = k->phys[pte] & ~k->fault[FAULT_CONT_BIT];
-	u64 marks = 0;
 
-	for (u64 i = pte + 1; i < pte + nr; i++)
-		marks |= k->phys[i];
-	entry |= marks & (PTE_YOUNG_ON | PTE_DIRTY_ON);
+	entry = (entry & ~(PTE_YOUNG_MASK | PTE_DIRTY_MASK)) | young_dirty(k, pte, nr);
 
 	u64 new = pte_modify(entry, vma[VMA_PAGE_PROT]);
 

@@ -199,7 +199,7 @@ def unfold(k: Arena, pte: int) -> None:
     if not bit or not k.phys[pte] & bit:
         return
     first = pte & -k.cont_nr
-    k.ops.modify_ptes(first, bit, _young_dirty(k, first), k.cont_nr)
+    k.ops.modify_ptes(first, bit | _marks(k), young_dirty(k, first, k.cont_nr), k.cont_nr)
     _count_conversion(k, WORK_contpte_unfold)
 
 
@@ -209,15 +209,18 @@ def _count_conversion(k: Arena, what: int) -> None:
     count_work(k, read=k.cont_nr, write=2 * k.cont_nr, tlbi=1)
 
 
-def _young_dirty(k: Arena, first: int) -> int:
-    """Return the young and dirty bits that any entry of a block has."""
-    young, dirty = k.arch.pte.young, k.arch.pte.dirty
-    found = 0
-    for entry in k.phys[first : first + k.cont_nr].tolist():
-        for attr in (young, dirty):
-            if entry & attr.mask == attr.on:
-                found |= attr.on
-    return found
+def _marks(k: Arena) -> int:
+    """Return the bits that say young or dirty."""
+    return k.arch.pte.young.mask | k.arch.pte.dirty.mask
+
+
+def young_dirty(k: Arena, pte: int, nr: int) -> int:
+    """Return the bits of young and of dirty of an entry that is what any of nr entries is."""
+    entries = k.phys[pte : pte + nr].tolist()
+    bits = 0
+    for attr in (k.arch.pte.young, k.arch.pte.dirty):
+        bits |= attr.on if any(e & attr.mask == attr.on for e in entries) else attr.off
+    return bits
 
 
 def _try_fold(k: Arena, pte: int, entry: int) -> None:
@@ -233,7 +236,7 @@ def _try_fold(k: Arena, pte: int, entry: int) -> None:
     first_page = page - mask
     if folio > first_page or folio + (1 << k.page[folio * _P + PAGE_ORDER]) <= page:
         return
-    ignore = k.arch.pte.young.mask | k.arch.pte.dirty.mask
+    ignore = _marks(k)
     first = pte - mask
     expected = (entry & ~ignore) - (mask << k.pfn_shift)
     alike = 0
@@ -241,7 +244,7 @@ def _try_fold(k: Arena, pte: int, entry: int) -> None:
         alike = k.ops.folio_pte_batch(first, ignore, k.cont_nr)
     count_work(k, read=max(alike, 1))
     if alike == k.cont_nr:
-        k.ops.modify_ptes(first, 0, k.cont_bit | _young_dirty(k, first), k.cont_nr)
+        k.ops.modify_ptes(first, ignore, k.cont_bit | young_dirty(k, first, k.cont_nr), k.cont_nr)
         _count_conversion(k, WORK_contpte_fold)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .arena import FILE_RECORD
 from .arena import PAGE_RECORD as _P
 from .arena import VMA_RECORD as _V
-from .contpte import clear_full_ptes, read_ptes, set_ptes
+from .contpte import clear_full_ptes, read_ptes, set_ptes, young_dirty
 from .fault import fault_in
 from .huge_memory import change_huge_pmd
 from .layout import (
@@ -185,8 +185,8 @@ def change_batch(k: Arena, vma: int, pte: int, nr: int) -> None:
     base = vma * _V
     flags = k.vma[base + VMA_FLAGS]
     entry = k.phys[pte] & ~k.cont_bit
-    for other in k.phys[pte + 1 : pte + nr].tolist():
-        entry |= other & (k.arch.pte.young.on | k.arch.pte.dirty.on)
+    marks = k.arch.pte.young.mask | k.arch.pte.dirty.mask
+    entry = entry & ~marks | young_dirty(k, pte, nr)
     new = pte_modify(k, entry, k.vma[base + VMA_PAGE_PROT])
     exclusive = k.page[pte_pfn(k, entry) * _P + PAGE_FLAGS] & PG_exclusive
     if exclusive and flags & VM_WRITE and not flags & VM_SHARED:

@@ -86,7 +86,7 @@ def check_kconfig(s: Subject) -> str:
         want(bool(base), f"{where}: ANON_POLICY_BASE is n; it is the kernel of base pages")
     for fragment in fragment_names(s.arch.name, s.folder):
         _check_fragment(s, fragment)
-    compile_cores(s.variants())
+    compile_cores(s.resolve(kernel, *sets) for kernel, sets in s.variants())
     return f"{len(s.kernels)} kernels"
 
 

@@ -6,16 +6,18 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from virtmm.mm import contpte, layout, pgtable
+from virtmm.mm import contpte, layout, mprotect, pgtable
 from virtmm.mm.page_alloc import folio_alloc
 from virtmm.mm.ranges import PyRanges
 from virtmm.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
+from virtmm.mm.vma import vma_lookup
 from virtmm.subject import want
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from virtmm.arch.params import Attr
+    from virtmm.machine import Machine
     from virtmm.mm.arena import Arena
     from virtmm.subject import Subject
 
@@ -145,7 +147,7 @@ def check_contiguous(s: Subject) -> str:
             with s.boot(kernel, setting) as m:
                 if m.k.geometry.cont_order:  # another page size has it
                     sizes[m.k.page_shift] = m.k.cont_nr
-                    _fold_and_unfold(m.k)
+                    _fold_and_unfold(m)
     for g in s.arch.geometries:
         want(
             not g.cont_order or g.page_shift in sizes,
@@ -156,26 +158,30 @@ def check_contiguous(s: Subject) -> str:
     return f"blocks of {', '.join(map(str, sorted(sizes.values())))} entries"
 
 
-def _fold_and_unfold(k: Arena) -> None:
-    nr, table = k.cont_nr, _table(k)
-    folio = folio_alloc(k, k.geometry.cont_order, layout.PG_table, layout.ZONE_TABLE)
-    prot = pgtable.vm_get_page_prot(k, VM_READ)
-    entry = pgtable.mk_pte(k, folio, prot)
+def _want_block(k: Arena, pte: int, first: int, *, folded: bool, marked: bool, what: str) -> None:
+    """Raise CheckError unless what is not empty of a block is as wanted, from page ``first`` on."""
+    wanted = {"cont": folded, "young": marked, "dirty": marked}
+    for i, found in enumerate(k.phys[pte : pte + k.cont_nr].tolist()):
+        if not found:
+            continue
+        for name, on in wanted.items():
+            got = _reads(found, k.arch.pte.attributes()[name])
+            want(
+                got == on,
+                f"pte.{name}: {got} in entry {i} of {k.cont_nr}, {found:#x}, {what}; {_MARK}",
+            )
+        pfn = pgtable.pte_pfn(k, found)
+        want(pfn == first + i, f"pte.cont: {what} changes pfn {first + i:#x} to {pfn:#x}; {_PFN}")
 
-    def block_is(folded: bool, what: str) -> None:
-        """Raise CheckError unless all or no entries have the bit, and each its page."""
-        for i, found in enumerate(k.phys[table : table + nr].tolist()):
-            if found:
-                on = contpte.pte_cont(k, found)
-                want(
-                    on == folded,
-                    f"pte.cont: {on} in entry {i} of {nr}, {found:#x}, {what}; {_MARK}",
-                )
-                got = pgtable.pte_pfn(k, found)
-                want(
-                    got == folio + i,
-                    f"pte.cont: {what} changes pfn {folio + i:#x} to {got:#x}; {_PFN}",
-                )
+
+def _fold_and_unfold(m: Machine) -> None:
+    k, nr, step = m.k, m.k.cont_nr, 1 << m.k.pfn_shift
+    table = _table(k)
+    folio = folio_alloc(k, k.geometry.cont_order, layout.PG_table, layout.ZONE_TABLE)
+    entry = pgtable.mk_pte(k, folio, pgtable.vm_get_page_prot(k, VM_READ))
+
+    def block_is(folded: bool, what: str, first: int = folio) -> None:
+        _want_block(k, table, first, folded=folded, marked=False, what=what)
 
     for last in sorted({0, nr // 2, nr - 1}):
         contpte.set_ptes(k, table, entry, nr)
@@ -185,8 +191,45 @@ def _fold_and_unfold(k: Arena) -> None:
         k.ops.clear_ptes(table, nr)
     for i in range(nr):
         block_is(False, f"after set_pte() of {i} entries")
-        contpte.set_pte(k, table + i, entry + (i << k.pfn_shift))
+        contpte.set_pte(k, table + i, entry + i * step)
     block_is(k.config.contpte_fold, "after set_pte() of each")
     contpte.set_access_flags(k, table, pgtable.pte_mkwrite(k, k.phys[table]))
     block_is(False, "after pte_mkwrite() of the first")
     k.ops.clear_ptes(table, nr)
+    contpte.set_ptes(k, table, entry + step, nr)
+    block_is(False, "after set_ptes() of pages that are not aligned", folio + 1)
+    k.ops.clear_ptes(table, nr)
+    m.spawn(1)
+    m.mmap(1, k.pmd_size, nr * m.page_size)
+    for marked in sorted({0, nr // 2 - 1, nr - 2}):
+        _share_marks(k, table, folio, marked, vma_lookup(k, m._mm(1), k.pmd_size))
+
+
+def _share_marks(k: Arena, table: int, folio: int, marked: int, vma: int) -> None:
+    """Raise CheckError unless a block is young and dirty when the hardware made one entry so."""
+    nr, step = k.cont_nr, 1 << k.pfn_shift
+    entry = pgtable.mk_pte(k, folio, pgtable.vm_get_page_prot(k, VM_READ))
+
+    def mark() -> None:
+        k.phys[table + marked] = pgtable.pte_mkdirty(
+            k, pgtable.pte_mkyoung(k, k.phys[table + marked])
+        )
+
+    def block_is(folded: bool, what: str) -> None:
+        what = f"after {what}, entry {marked} young and dirty"
+        _want_block(k, table, folio, folded=folded, marked=True, what=what)
+        k.ops.clear_ptes(table, nr)
+
+    contpte.set_ptes(k, table, entry, nr)
+    mark()
+    contpte.ptep_clear(k, table + nr - 1)
+    block_is(False, "ptep_clear() of the last")
+    if k.config.contpte_fold:
+        k.ops.set_ptes(table, entry, nr - 1)
+        mark()
+        contpte.set_pte(k, table + nr - 1, entry + (nr - 1) * step)
+        block_is(True, "set_pte() of the last")
+    k.ops.set_ptes(table, entry, nr)
+    mark()
+    mprotect.change_batch(k, vma, table, nr)
+    block_is(True, "change_batch() of all")

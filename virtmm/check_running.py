@@ -70,22 +70,23 @@ def _split(m: Machine, where: str) -> None:
 
 def check_golden(s: Subject) -> str:
     """The golden traces have their outcome on every kernel, and DEBUG_VM finds nothing."""
-    for kernel in s.kernels:
-        s.replay_golden(kernel, "DEBUG_VM=y")
+    for kernel, sets in s.variants():
+        s.replay_golden(kernel, *sets, "DEBUG_VM=y")
     return f"{len(golden_traces())} traces under DEBUG_VM"
 
 
 def check_twins(s: Subject) -> str:
     """The golden traces leave the same machine in C and in Python."""
-    for kernel in s.kernels:
-        seen = {setting: s.replay_golden(kernel, setting) for setting in RUNS}
+    for kernel, sets in s.variants():
+        where = ", ".join((kernel, *sets))
+        seen = {setting: s.replay_golden(kernel, *sets, setting) for setting in RUNS}
         for setting in RUNS:
             for what, a, b in zip(
                 ("memory", "events", "processes"), seen[RUNS[0]], seen[setting], strict=True
             ):
                 want(
                     a == b,
-                    f"{kernel}: {what} with {RUNS[0]} and with {setting} differ; "
+                    f"{where}: {what} with {RUNS[0]} and with {setting} differ; "
                     "if tests/csrc pass for another architecture, look at the bits of pte",
                 )
     return ", ".join(RUNS)

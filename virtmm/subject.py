@@ -85,12 +85,13 @@ class Subject:
                 self.resolve(kernel, f"{symbol}=y")
                 yield f"{symbol}=y"
 
-    def variants(self) -> Iterator[ResolvedConfig]:
-        """Yield the configurations that the checks boot, as far as their cores may differ."""
+    def variants(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield what the checks boot, as far as cores may differ: a kernel and further settings."""
         for kernel, config in self.kernels.items():
-            yield config
+            yield kernel, ()
             for setting in self.folding(kernel):
-                yield self.resolve(kernel, setting)
+                if not config[setting.partition("=")[0]]:  # as in mainline, or before the series
+                    yield kernel, (setting,)
 
     def boot(self, kernel: str, *sets: str) -> Machine:
         """Boot a kernel with further settings; memory sizes that it has are all on."""

@@ -80,6 +80,21 @@ def test_on_and_off_are_two_values_of_the_mask(attr, message):
     assert refusal(dirty=attr) == f"x86.pte.dirty: {message}"
 
 
+@pytest.mark.parametrize(
+    ("attr", "message"),
+    [
+        (Attr.inverted(58), "on 0x0, off 0x400000000000000 of mask 0x400000000000000"),
+        (Attr(0xC00, 0x800, 0x400), "on 0x800, off 0x400 of mask 0xc00"),
+        (Attr(0xC00, 0x800), "on 0x800, off 0x0 of mask 0xc00"),
+        (Attr(0xC00, 0xC00, 0x400), "on 0xc00, off 0x400 of mask 0xc00"),
+    ],
+)
+def test_the_contiguous_mark_is_bits_that_are_1(attr, message):
+    """A block is found and marked by its mask alone."""
+    assert refusal(cont=attr) == f"x86.pte.cont: {message}; they must be bits that are 1 when on"
+    assert params(cont=Attr(0xC00, 0xC00)).pte.cont
+
+
 @pytest.mark.parametrize("name", ["user", "table"])
 def test_fixed_bits_are_present_and_leave_the_pfn_alone(name):
     value = getattr(GOOD.pte, name)
@@ -137,6 +152,14 @@ def test_user_has_no_bit_of_an_attribute(name, bit):
 @pytest.mark.parametrize(("name", "bit"), [("present", 0), ("prot_none", 8)])
 def test_leaf_is_no_other_mark(name, bit):
     assert refusal(leaf=Attr.bit(bit)) == f"x86.pte.leaf: bit {bit} overlaps {name}{OTHER}"
+
+
+def test_user_says_that_prot_none_is_off():
+    """Else every entry of a page that may be accessed is not as ``user`` says."""
+    for bit, attr, wanted in ((2, Attr.bit(2), 0), (11, Attr.inverted(11), 1)):
+        message = f"user: 0x5 does not say that prot_none is off; bit {bit} must be {wanted}"
+        assert refusal(prot_none=attr) == f"x86.pte.{message}"
+    assert params(user=0x805, prot_none=Attr.inverted(11)).pte.user == 0x805
 
 
 def test_nothing_present_and_prot_none_are_told_apart():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from virtmm.arch import names
 from virtmm.arch.params import ArchError
-from virtmm.mm import contpte, pgtable
+from virtmm.mm import contpte, mprotect, pgtable
 from virtmm.mm.debug_vm import VmBug
 from virtmm.mm.ranges import PyRanges
 from virtmm.tools.report.cost import COLUMNS, cost_tables
@@ -377,11 +377,16 @@ def raise_bug(k):
             "virtmm.check_entries", "PyRanges", Backwards, "set_ptes",
             "pte.pfn_pos: set_ptes() in Python writes",
         ),
-        (contpte, "pte_cont", lambda k, pte: False, "contiguous", "pte.cont: False in entry 0 of 32, "),
         (contpte, "unfold", lambda k, pte: None, "contiguous", "pte.cont: True in entry 1 of 32, "),
         (
             contpte, "_try_fold", lambda k, pte, entry: None, "contiguous",
             "pte.cont: False in entry 0 of 32, ",
+        ),
+        (contpte, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 0 of 32, "),
+        (mprotect, "young_dirty", lambda k, pte, nr: 0, "contiguous", "pte.young: False in entry 0 of 32, "),
+        (  # whatever its pages are
+            contpte, "set_ptes", lambda k, pte, entry, nr: k.ops.set_ptes(pte, entry | k.cont_bit, nr),
+            "contiguous", "pte.cont: True in entry 0 of 32, ",
         ),
         (
             machine, "validate", raise_bug, "golden",
@@ -396,6 +401,15 @@ def test_each_check_can_fail(folder, monkeypatch, module, name, wrong, check, me
     )
     found, text = failure(folder)
     assert (found, text[: len(message)]) == (check, message)
+
+
+def test_blocks_are_read_from_the_entry(folder, monkeypatch):
+    """What a block is said to be by what is checked does not count."""
+    monkeypatch.setattr(contpte, "pte_cont", lambda k, pte: False)
+    assert failure(folder) == ("", "")
+    monkeypatch.setattr(contpte, "unfold", lambda k, pte: None)
+    found, text = failure(folder)
+    assert (found, text[:34]) == ("contiguous", "pte.cont: True in entry 1 of 32, 0")
 
 
 @pytest.mark.parametrize(
@@ -430,6 +444,17 @@ def test_the_twins_can_differ(folder, monkeypatch):
     check, text = failure(folder)
     assert check == "C = Python"
     assert text.startswith("defconfig: memory with FAST_FAULT=y and with FAST_FAULT=n differ")
+
+
+def test_programs_run_with_blocks_too(folder, monkeypatch):
+    """Though no kernel has them; in Python a part that goes does not unfold its block."""
+    edit(folder, "configs/linux-6.12_defconfig", "CONFIG_FOO_CONTPTE=y\n", "")
+    monkeypatch.setattr(contpte, "unfold_edges", lambda k, pte, nr: None)
+    outcomes = {o.check: o.text for o in arch_check("foo", folder) if o.status == "FAILED"}
+    assert list(outcomes) == ["C = Python", "golden", "tiers"]
+    kernel = "linux-6.12, FOO_CONTPTE=y"
+    assert outcomes["C = Python"].startswith(f"{kernel}: memory with FAST_FAULT=y and with FAST_")
+    assert f"({kernel}, DEBUG_VM=y)" in outcomes["golden"]
 
 
 def test_the_benchmark_can_fail(folder, monkeypatch):
