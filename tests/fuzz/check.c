@@ -42,6 +42,11 @@ struct census {
 	u64 huge;
 };
 
+static u64 pte_index(u64 address)
+{
+	return (address >> PAGE_SHIFT) % ((u64)1 << PTE_BITS);
+}
+
 static int is(u64 entry, u64 mask, u64 on)
 {
 	return (entry & mask) == on;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "fuzz.h"
+#include "pgtable.h"
 
 enum { MAX_BATCH = 64 };
 
