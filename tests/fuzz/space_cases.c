@@ -5,6 +5,7 @@
  */
 #include "fuzz.h"
 #include "pgtable.h"
+#include "vma.h"
 
 /* A VMA of some process's; 0 = it has none. */
 static u64 some_vma(struct vk *k, struct input *in)
@@ -71,9 +72,25 @@ static void case_vk_tlb_reach(struct vk *k, struct input *in)
 	}
 }
 
+/* Whether a VMA has a link to each anon_vma that another one has, as a fork's child does. */
+static int has_links_of(struct vk *k, u64 vma, u64 other)
+{
+	for (u64 a = vma_word(k, other, VMA_AVC); a; a = k->avc[a * AVC_RECORD + AVC_NEXT_VMA]) {
+		u64 b = vma_word(k, vma, VMA_AVC);
+
+		while (b && k->avc[b * AVC_RECORD + AVC_ANON_VMA] !=
+				    k->avc[a * AVC_RECORD + AVC_ANON_VMA])
+			b = k->avc[b * AVC_RECORD + AVC_NEXT_VMA];
+		if (!b)
+			return 0;
+	}
+	return 1;
+}
+
 /*
  * Into the VMA of another process that the fork made, when nothing is in it any longer: no table either where
- * a huge entry may come.
+ * a huge entry may come. One that was mapped there later is none of those, and pages of the other would not
+ * be found in it.
  */
 static void case_vk_copy_page_range(struct vk *k, struct input *in)
 {
@@ -85,7 +102,8 @@ static void case_vk_copy_page_range(struct vk *k, struct input *in)
 	end = vma_word(k, vma, VMA_END);
 	if (!vma_word(k, vma, VMA_ANON_VMA) || !vma_word(k, new, VMA_ANON_VMA) ||
 	    vma_word(k, new, VMA_START) != start || vma_word(k, new, VMA_END) != end ||
-	    vma_word(k, new, VMA_PGOFF) != vma_word(k, vma, VMA_PGOFF))
+	    vma_word(k, new, VMA_PGOFF) != vma_word(k, vma, VMA_PGOFF) ||
+	    !has_links_of(k, new, vma))
 		return;
 	unmap(k, new, start, end, 1);
 	at = vk_copy_page_range(k, new, vma, start);
